@@ -1,0 +1,91 @@
+"""`carequorum keys`: wallets for members, keys and certificates for nodes."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from carequorum.cli.options import AsJson, PassphraseFile, passphrase
+from carequorum.cli.output import USAGE, CommandError, columns, emit
+from carequorum.wallet import FILE_BYTES_MAX, Wallet, read_passphrase, read_private
+from ledger.finality import NodeId
+from ledger.keys import SigningKey
+from ledger.node_cert import certificate_pem, key_pem, make_certificate, seed_from_pem
+
+app = typer.Typer(help="Wallets for members, keys and certificates for nodes.")
+
+File = Annotated[Path, typer.Argument(help="The wallet, or the node's private key (PEM); mode 0600.")]
+
+
+@app.command(
+    epilog="Example: carequorum keys new dr-lee.wallet    carequorum keys new node.key --node riverside"
+)
+def new(
+    file: File,
+    node: Annotated[
+        str | None, typer.Option(metavar="ID", help="Make this node's key, and its certificate FILE.crt.")
+    ] = None,
+    label: Annotated[str, typer.Option(help="What you call the wallet; stays inside it.")] = "",
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a member's wallet, or with --node a node's private key and certificate. Never overwrites a file.
+
+    A wallet is always encrypted. A node's key is with --passphrase-file only; its daemon then needs that too.
+    """
+    if node is None:
+        chosen = passphrase(passphrase_file, f"passphrase for {file}", confirm=True)
+        _show(_wallet_facts(Wallet.create(file, chosen, label=label), None), as_json)
+        return
+    try:
+        node_id = msgspec.convert(node, NodeId)
+    except msgspec.ValidationError as error:
+        raise CommandError(f"--node {node}: {error}", USAGE) from None
+    seed = secrets.token_bytes(32)
+    certificate = Path(f"{file}.crt")
+    _create(file, key_pem(seed, read_passphrase(passphrase_file) if passphrase_file else None), 0o600)
+    _create(certificate, certificate_pem(make_certificate(seed, node_id)).encode(), 0o644)
+    _show({"node": node_id, "key": SigningKey(seed).public.hex(), "certificate": str(certificate)}, as_json)
+
+
+@app.command(epilog="Example: carequorum keys show patient.wallet --organisation riverside --json")
+def show(
+    file: File,
+    organisation: Annotated[
+        str | None, typer.Option(metavar="ID", help="Also the handle of this patient's records there.")
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what others may know: a node's key; a wallet's account, key and subject handle. No secrets."""
+    data = read_private(file, FILE_BYTES_MAX)
+    if data.startswith(b"-----BEGIN"):
+        seed = seed_from_pem(data, read_passphrase(passphrase_file) if passphrase_file else None)
+        _show({"key": SigningKey(seed).public.hex()}, as_json)
+        return
+    wallet = Wallet.open(file, passphrase(passphrase_file, f"passphrase of {file}"))
+    _show(_wallet_facts(wallet, organisation), as_json)
+
+
+def _wallet_facts(wallet: Wallet, organisation: str | None) -> dict[str, str]:
+    facts = {"account": wallet.account.hex(), "key": wallet.public_key.hex()}
+    if organisation is not None:
+        facts["subject"] = wallet.subject_handle(organisation).hex()
+    return facts
+
+
+def _show(facts: dict[str, str], as_json: bool) -> None:
+    emit(as_json, facts, columns(list(facts.items())))
+
+
+def _create(path: Path, data: bytes, mode: int) -> None:
+    """A new file with this mode from its first moment on."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        raise CommandError(f"{path} exists and will not be overwritten", USAGE) from None
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)

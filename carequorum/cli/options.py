@@ -1,0 +1,127 @@
+"""The options that commands share, and what they lead to: a genesis, a node to talk to, a member's wallet.
+
+`--at` names a devnet node's folder and stands for all of them. No option takes a secret: passphrases come
+from a private file or a prompt.
+"""
+
+import getpass
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carequorum.cli.output import USAGE, CommandError
+from carequorum.client import Client
+from carequorum.devnet import Devnet
+from carequorum.wallet import Wallet, read_passphrase
+from ledger.errors import Rejection
+from ledger.genesis import GENESIS_BYTES_MAX, Genesis, read_genesis
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+At = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="CAREQUORUM_AT",
+        metavar="DIR",
+        help="A devnet node's folder: gives genesis, url and, unless --wallet is given, its admin's wallet.",
+    ),
+]
+GenesisFile = Annotated[
+    Path | None, typer.Option("--genesis", envvar="CAREQUORUM_GENESIS", help="The network's genesis file.")
+]
+Url = Annotated[
+    list[str] | None,
+    typer.Option(
+        envvar="CAREQUORUM_URL", help="A node's provider port, http://host:port; repeat for more nodes."
+    ),
+]
+WalletFile = Annotated[
+    Path | None, typer.Option("--wallet", envvar="CAREQUORUM_WALLET", help="The member's wallet file.")
+]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="CAREQUORUM_PASSPHRASE_FILE",
+        help="A 0600 file with the wallet's passphrase; asked for otherwise.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where a command works: the network, its nodes in the order to try them, whose wallet."""
+
+    genesis: Genesis
+    urls: list[str]
+    wallet_file: Path | None
+    passphrase_file: Path | None
+
+    def open_wallet(self) -> Wallet:
+        """Raises CommandError without a wallet, Rejection if it does not open."""
+        if self.wallet_file is None:
+            raise CommandError("whose wallet? give --wallet (or --at)", USAGE)
+        return Wallet.open(
+            self.wallet_file, passphrase(self.passphrase_file, f"passphrase of {self.wallet_file}")
+        )
+
+    def client(self, wallet: Wallet | None = None) -> Client:
+        """A client for the nodes. Raises CommandError without an address."""
+        if not self.urls:
+            raise CommandError("which node? give --url (or --at)", USAGE)
+        return Client(self.urls, self.genesis, wallet)
+
+
+def access(
+    at: Path | None,
+    genesis: Path | None,
+    url: list[str] | None,
+    wallet: Path | None = None,
+    passphrase_file: Path | None = None,
+) -> Access:
+    """The options together; what is given singly wins over what `--at` implies."""
+    if at is None:
+        if genesis is None:
+            raise CommandError("which network? give --genesis (or --at)", USAGE)
+        return Access(load_genesis(genesis), url or [], wallet, passphrase_file)
+    folder = at.resolve()
+    network = Devnet(folder.parent)
+    node = network.node(folder.name)
+    if wallet is None:
+        wallet, passphrase_file = network.wallet(node)
+    found = network.genesis if genesis is None else load_genesis(genesis)
+    return Access(found, url or [node.url], wallet, passphrase_file)
+
+
+def load_genesis(path: Path) -> Genesis:
+    """Read a genesis file. Raises Rejection, OSError."""
+    with path.open("rb") as file:
+        data = file.read(GENESIS_BYTES_MAX + 1)
+    try:
+        return read_genesis(data)
+    except Rejection as error:
+        raise Rejection(error.code, f"{path}: {error.detail}") from None
+
+
+def passphrase(file: Path | None, prompt: str, *, confirm: bool = False) -> bytes:
+    """The passphrase in `file`, or typed by the person at the terminal (twice where it is a new one)."""
+    if file is not None:
+        return read_passphrase(file)
+    if not sys.stdin.isatty():
+        raise CommandError("no terminal to ask for the passphrase; give --passphrase-file", USAGE)
+    typed = getpass.getpass(f"{prompt}: ")
+    if confirm and getpass.getpass("once more: ") != typed:
+        raise CommandError("the two differ", USAGE)
+    return typed.encode("utf-8")
+
+
+def parse_id(text: str, what: str) -> bytes:
+    """32 bytes from 64 hex digits, or CommandError naming what they were to be."""
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != 32:
+        raise CommandError(f"{what} is 64 hex digits, not {text[:80]!r}", USAGE)
+    return value

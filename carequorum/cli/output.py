@@ -1,0 +1,57 @@
+"""What a command prints: its answer on stdout, progress on stderr, and errors as one line."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+FAILED = 1  # the network, the disk or a rule said no
+USAGE = 2  # the command line or a file named on it makes no sense
+INVALID = 3  # what was to be verified does not verify
+
+
+class CommandError(Exception):
+    """Ends a command: one line for people, and the exit code."""
+
+    def __init__(self, message: str, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def emit(as_json: bool, document: object, lines: Iterable[str]) -> None:
+    """Print `document` as JSON if asked to, else `lines`."""
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        for line in lines:
+            print(line)
+
+
+def columns(rows: Sequence[Sequence[object]]) -> list[str]:
+    """Rows of equal length as aligned lines, however wide the terminal: they are made to be cut and piped."""
+    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))] if cells else []
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr while the block runs, if that is a terminal. Yields `advance(steps)`."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task(what, total=total)
+        yield lambda steps: bar.advance(task, steps)

@@ -1,0 +1,358 @@
+"""The client: what a provider's software does with a network, over any of its nodes.
+
+    async with Client(["http://127.0.0.1:8080"], genesis, wallet) as client:
+        added = await client.add_record(data, fhir.CONTENT_TYPE, subject=handle, readers=[patient_key])
+        opened = await client.open_record(added.record)
+
+It trusts the genesis file and, for `committed`, the node that says so. Receipts and state are verified before they
+are returned; a node whose answer does not verify is passed over for the next.
+
+Reads are at the *sealed height*, where proofs exist, a moment behind what is committed. A client waits until that
+height covers its own writes, so it always sees them.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+from carequorum import submission
+from carequorum.sealing import Content, Label, open_record, seal_record
+from carequorum.submission import Committed, Level, TxStatus
+from carequorum.transport import JSON, MSGPACK, OCTETS, Node, Settings, Transport
+from carequorum.views import NetworkStatus, decode_records, decode_view
+from carequorum.wallet import Wallet
+from ledger.block import Block, decode_block, verify_header
+from ledger.contracts import Action, identity
+from ledger.contracts.records import Add, Record, Subject, record_path, subject_path
+from ledger.encoding import decode_as
+from ledger.errors import Rejection
+from ledger.genesis import Genesis
+from ledger.receipt import VerifiedState, verify_receipt, verify_state_answer
+from ledger.request import sign_request
+from ledger.transaction import (
+    FORMAT,
+    NONCE_BYTES,
+    Envelope,
+    Reference,
+    Transaction,
+    body_commitment,
+    sign_transaction,
+)
+
+VALID_MS = 120_000
+RECORD_ID_BYTES = 32
+RECORDS_PAGE = 100
+# What a header, a signature and lengths may add to the transactions, which alone the network's limit counts.
+BLOCK_OVERHEAD_BYTES = 64 * 1024
+_STATE_BYTES_MAX = 64 * 1024
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class AddedRecord:
+    """`record` is the record's id, 32 bytes; `committed` says where its transaction is."""
+
+    record: bytes
+    committed: Committed
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRecord:
+    """`content` is what the author sealed, `record` what the ledger proves about it."""
+
+    content: Content
+    record: Record
+
+
+def wall_clock_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Client:
+    """One member's way to the network; with `wallet=None`, an observer's. Use it inside `async with`.
+
+    `urls` are provider ports, http://host:port, in order of preference. Every method raises Rejection; of its
+    subclasses, reads raise Refused and Unreachable, transactions also TransactionFailed, TransactionExpired and
+    OutcomeUnknown (modules `transport` and `submission`). For one event loop; any number of calls may be in flight.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        genesis: Genesis,
+        wallet: Wallet | None = None,
+        *,
+        settings: Settings | None = None,
+        now_ms: Callable[[], int] = wall_clock_ms,
+    ) -> None:
+        self.genesis = genesis
+        self.chain = genesis.chain_id()
+        self._wallet = wallet
+        self._transport = Transport(urls, settings or Settings())
+        self._now_ms = now_ms
+        self._written_height = 0
+
+    async def __aenter__(self) -> "Client":
+        await self._transport.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._transport.__aexit__(kind, error, traceback)
+
+    @property
+    def wallet(self) -> Wallet:
+        """The member's wallet, or Rejection("no_wallet")."""
+        if self._wallet is None:
+            raise Rejection("no_wallet", "this needs a member's wallet")
+        return self._wallet
+
+    # Transactions
+
+    def sign(
+        self, actions: Sequence[Action], bodies: Sequence[bytes] = (), *, valid_ms: int = VALID_MS
+    ) -> Transaction:
+        """A transaction with a fresh nonce, good for `valid_ms` from now; the ledger allows up to 600,000."""
+        return sign_transaction(
+            Envelope(
+                actions=list(actions),
+                bodies=[Reference(body_commitment(body), len(body)) for body in bodies],
+                by=self.wallet.account,
+                chain=self.chain,
+                format=FORMAT,
+                key=self.wallet.public_key,
+                nonce=secrets.token_bytes(NONCE_BYTES),
+                until=self._now_ms() + valid_ms,
+            ),
+            self.wallet.signing_key,
+        )
+
+    async def transact(
+        self,
+        actions: Sequence[Action],
+        bodies: Sequence[bytes] = (),
+        *,
+        wait: Level = "committed",
+        valid_ms: int = VALID_MS,
+    ) -> Committed:
+        """Sign once, then submit the same bytes until they are committed ("sealed": have a receipt) or expired.
+
+        All actions happen, or none. Each body belongs to the one action that names it.
+        """
+        return await self.submit_signed(self.sign(actions, bodies, valid_ms=valid_ms).data, bodies, wait=wait)
+
+    async def submit_signed(
+        self, data: bytes, bodies: Sequence[bytes] = (), *, wait: Level = "committed"
+    ) -> Committed:
+        """As `transact`, for a transaction signed before. Submitting one again is harmless."""
+        committed = await submission.submit(self._transport, data, bodies, wait, self._now_ms)
+        self._written_height = max(self._written_height, committed.height)
+        return committed
+
+    async def status(self, tx_id: bytes) -> TxStatus:
+        """How far a transaction came, by the word of the first node that answers."""
+        return await self._read_json(f"/v1/transactions/{tx_id.hex()}", TxStatus)
+
+    async def receipt(self, tx_id: bytes) -> bytes:
+        """The verified receipt of a transaction: it proves the result to anyone who has the genesis file."""
+
+        def check(data: bytes) -> bytes:
+            if verify_receipt(data, self.genesis).id != tx_id:
+                raise Rejection("bad_receipt", "it is of another transaction")
+            return data
+
+        return await self._transport.read(f"/v1/transactions/{tx_id.hex()}/receipt", MSGPACK, check)
+
+    # Members
+
+    async def account(self, account: bytes) -> identity.Account:
+        """The proven entry of an account: its current key, role, organisation, status and version.
+
+        Before sealing to a key, ask here, never the node's unproven word: whoever lies about it reads the record.
+        """
+        found = await self.state(identity.account_path(account))
+        if found.value is None:
+            raise Rejection("no_such_account", "no such account")
+        return decode_as(identity.Account, found.value, _STATE_BYTES_MAX)
+
+    async def register_member(
+        self, key: bytes, proof: bytes, role: identity.Role, *, wait: Level = "committed"
+    ) -> Committed:
+        """As an admin, make the holder of `key` a member of one's own organisation.
+
+        `proof` is the new member's `Wallet.possession_proof` for this chain and this admin's account.
+        """
+        return await self.transact([identity.Register(key=key, proof=proof, role=role)], wait=wait)
+
+    async def rotate(self, *, wait: Level = "committed") -> Committed:
+        """Replace the wallet's key by a new one, which is in the wallet's file before anything is sent.
+
+        After a crash or an unknown outcome, call it again: it first adopts whichever key the ledger names.
+        """
+        wallet = self.wallet
+        account = await self.account(wallet.account)
+        wallet.adopt(account.key)
+        key = wallet.prepare_rotation()
+        action = identity.Rotate(
+            account=wallet.account,
+            new_key=key.public,
+            proof=identity.possession_proof(key, self.chain, wallet.account),
+            version=account.version,
+        )
+        committed = await self.transact([action], wait=wait)
+        wallet.adopt(key.public)
+        return committed
+
+    async def revoke(self, account: bytes, *, wait: Level = "committed") -> Committed:
+        """As an admin, end an account of one's own organisation, for ever."""
+        version = (await self.account(account)).version
+        return await self.transact([identity.Revoke(account=account, version=version)], wait=wait)
+
+    # Records
+
+    async def add_record(
+        self,
+        content: bytes,
+        content_type: str,
+        *,
+        subject: bytes,
+        readers: Sequence[bytes],
+        wait: Level = "committed",
+        valid_ms: int = VALID_MS,
+    ) -> AddedRecord:
+        """Seal `content` to `readers` (public keys, such as the patient's) and to the author, and add it as a record.
+
+        `subject` is the 32-byte handle that the patient gave this organisation (`Wallet.subject_handle`).
+        """
+        wallet = self.wallet
+        record = secrets.token_bytes(RECORD_ID_BYTES)
+        label = Label(author=wallet.account, chain=self.chain, record=record, subject=subject)
+        body = seal_record(content, content_type, label, [wallet.public_key, *readers])
+        action = Add(body=0, record=record, subject=subject)
+        return AddedRecord(record, await self.transact([action], [body], wait=wait, valid_ms=valid_ms))
+
+    async def record(self, record: bytes) -> Record:
+        """The proven entry of a record. A signed read. Rejection("no_such_record") where absence is proven."""
+        found = await self.state(record_path(record))
+        if found.value is None:
+            raise Rejection("no_such_record", "no such record")
+        return decode_as(Record, found.value, _STATE_BYTES_MAX)
+
+    async def records(self, subject: bytes, *, limit: int = 10_000) -> dict[bytes, Record]:
+        """The newest `limit` records of a subject by record id, newest first. A signed read.
+
+        The head and the number are proven. The entries are a node's word, but each must link to the next, and all
+        of them must be as many as proven: none is left out unnoticed. `open_record` proves what it opens.
+        """
+        proven = await self.state(subject_path(subject))
+        if proven.value is None:
+            return {}
+        head = decode_as(Subject, proven.value, _STATE_BYTES_MAX)
+        found: dict[bytes, Record] = {}
+        expected: bytes | None = head.head
+        before: bytes | None = None
+        while expected is not None and len(found) < limit:
+            page = await self._records_page(subject, before)
+            for record, entry in page:
+                before = record
+                # Records newer than the proven head come first; they are the next call's.
+                if record == expected:
+                    found[record] = entry
+                    expected = entry.previous
+                elif found:
+                    raise Rejection("bad_answer", "the subject's records do not link")
+            if not page or len(found) > head.count:
+                raise Rejection("bad_answer", "the list of the subject's records does not end where proven")
+        if expected is None and len(found) != head.count:
+            raise Rejection("bad_answer", f"{len(found)} records are listed, {head.count} are proven")
+        return dict(list(found.items())[:limit])
+
+    async def body(self, commitment: bytes) -> bytes:
+        """A sealed body, checked against its commitment. A signed read."""
+
+        def check(data: bytes) -> bytes:
+            if body_commitment(data) != commitment:
+                raise Rejection("body_mismatch", "not the body of this commitment")
+            return data
+
+        return await self._transport.read(f"/v1/bodies/{commitment.hex()}", OCTETS, check, self._authorise)
+
+    async def open_record(self, record: bytes) -> OpenedRecord:
+        """Prove the record, fetch its body from any node, open it with the wallet's keys.
+
+        Raises Rejection also as `sealing.open_record`: "not_a_reader", "bad_seal".
+        """
+        entry = await self.record(record)
+        body = await self.body(entry.body.commitment)
+        label = Label(author=entry.author, chain=self.chain, record=record, subject=entry.subject)
+        return OpenedRecord(open_record(body, label, self.wallet.seeds), entry)
+
+    # The ledger and its network
+
+    async def state(self, key: str, *, min_height: int | None = None) -> VerifiedState:
+        """The proven value, or proven absence, of a state key such as "identity/account/<hex>".
+
+        At a sealed height of at least `min_height`; by default, of this client's last write. A signed read for keys
+        that begin with "records/".
+        """
+        least = self._written_height if min_height is None else min_height
+
+        def check(data: bytes) -> VerifiedState:
+            found = verify_state_answer(data, self.genesis)
+            if found.key != key:
+                raise Rejection("bad_state_answer", "it is of another key")
+            if found.seal.sealed_height < least:
+                raise Rejection("stale_answer", f"proven at height {found.seal.sealed_height}, not {least}")
+            return found
+
+        authorise = self._authorise if key.startswith("records/") else None
+        return await self._transport.read(f"/v1/state/{key}?proof=1", MSGPACK, check, authorise)
+
+    async def block(self, height: int) -> Block:
+        """The block at a height from 1, its proposer's signature checked. That it is final, receipts prove."""
+        node_keys = self.genesis.node_keys()
+        bytes_max = self.genesis.parameters.block_bytes_max + BLOCK_OVERHEAD_BYTES
+
+        def check(data: bytes) -> Block:
+            block = decode_block(data, bytes_max)
+            header = block.header
+            if header.chain != self.chain or header.height != height:
+                raise Rejection("bad_block", "it is another block")
+            proposer_key = node_keys.get(header.proposer)
+            if proposer_key is None or not verify_header(block.hash, block.signature, proposer_key):
+                raise Rejection("bad_block", "the proposer's signature does not verify")
+            return block
+
+        return await self._transport.read(f"/v1/blocks/{height}", MSGPACK, check)
+
+    async def network(self) -> NetworkStatus:
+        """Members, leader, heights and evidence, as the first node that answers sees them."""
+        return await self._read_json("/v1/network", NetworkStatus)
+
+    async def _records_page(self, subject: bytes, before: bytes | None) -> list[tuple[bytes, Record]]:
+        after = f"&before={before.hex()}" if before is not None else ""
+        target = f"/v1/records?subject={subject.hex()}{after}&limit={RECORDS_PAGE}"
+        return await self._transport.read(target, JSON, decode_records, self._authorise)
+
+    async def _read_json(self, target: str, shape: type[_T]) -> _T:
+        return await self._transport.read(target, JSON, lambda data: decode_view(shape, data))
+
+    async def _authorise(self, node: Node, target: str) -> str:
+        """The Authorization header of a signed read at one node, which is asked its id the first time."""
+        if node.id is None:
+            answer = await self._transport.request(node, "GET", "/v1/network", {"Accept": JSON})
+            view = decode_view(NetworkStatus, answer)
+            if view.chain != self.chain.hex():
+                raise Rejection("wrong_chain", f"{node.url} serves another network")
+            node.id = view.node
+        wallet = self.wallet
+        return sign_request(wallet.signing_key, wallet.account, node.id, "GET", target, b"", self._now_ms())

@@ -1,0 +1,184 @@
+"""One signed transaction, submitted until its end is known.
+
+The same bytes go to one node after another: a second arrival changes nothing, and any node may be the one that is
+down, cut off or behind. The rules:
+
+a node says            then
+committed, sealed      that is the end, good or bad
+dropped                a committed block's time has passed `until`: it can never happen
+pending                the next node: this one may be cut off
+refused: its form      the end, unless some node may hold it already: every node would say the same
+refused: who, when     ask the same node what it knows of it, for it may be the very transaction that changed who
+                       signs; then the next node, for this one may be behind. When all refuse and none may hold
+                       it: the end
+refused: full, busy    the next node, and a pause of at least Retry-After after the round
+nothing                the next node; if the request was sent, the node may hold it
+
+When `until` is long past by this client's clock and nobody could tell, the outcome is unknown, and said to be.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from carequorum.transport import JSON, MSGPACK, Node, NodeFailed, Pauses, Refused, Transport, Unreachable
+from ledger.encoding import encode
+from ledger.errors import Rejection
+from ledger.execution import OK
+from ledger.transaction import Transaction, check_bodies, decode_transaction
+
+Level = Literal["committed", "sealed"]
+GRACE_MS = 5_000
+# Refusals that depend on what a node has executed, or on its clock.
+_DEPENDS = frozenset({"duplicate", "expired", "revoked", "unregistered", "until_too_far", "wrong_signer"})
+
+
+class TxStatus(msgspec.Struct, frozen=True):
+    """How far a transaction came, by one node's word. `height`, `index`, `code` are set from "committed" on."""
+
+    status: Literal["unknown", "pending", "committed", "sealed", "dropped", "refused"]
+    height: int | None = None
+    index: int | None = None
+    code: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Transaction `id` (32 bytes) is number `index` of the block at `height`, and every action of it happened."""
+
+    id: bytes
+    height: int
+    index: int
+
+
+class TransactionFailed(Rejection):
+    """It is committed with this code and changed nothing. `id` 32 bytes."""
+
+    def __init__(self, tx_id: bytes, code: str, height: int) -> None:
+        super().__init__(code, f"transaction {tx_id.hex()} is in block {height} and changed nothing")
+        self.id = tx_id
+        self.height = height
+
+
+class TransactionExpired(Rejection):
+    """It is in no block and can never be."""
+
+    def __init__(self, tx_id: bytes) -> None:
+        super().__init__("expired", f"transaction {tx_id.hex()} was in no block before its time was over")
+        self.id = tx_id
+
+
+class OutcomeUnknown(Rejection):
+    """Some node may have taken it, none could tell what became of it. `Client.status` may know later."""
+
+    def __init__(self, tx_id: bytes, why: str) -> None:
+        super().__init__("outcome_unknown", f"transaction {tx_id.hex()}: {why}")
+        self.id = tx_id
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    results: list[TxStatus]
+
+
+@dataclass(slots=True)
+class _Progress:
+    """`held`: a node may hold it. `refusals`: of nodes in a row, the last of them `last`."""
+
+    held: bool = False
+    refusals: int = 0
+    last: Rejection | None = None
+
+
+async def submit(
+    transport: Transport, data: bytes, bodies: Sequence[bytes], level: Level, now_ms: Callable[[], int]
+) -> Committed:
+    """Submit until the transaction is at `level`.
+
+    Raises TransactionFailed, TransactionExpired, OutcomeUnknown; Refused when it is in no block and no pool;
+    Unreachable when no node was ever reached; Rejection for bytes that are no transaction or bodies not its own.
+    """
+    transaction = decode_transaction(data)
+    check_bodies(transaction, list(bodies))
+    body = encode({"bodies": list(bodies), "envelope": data})
+    deadline_ms = transaction.envelope.until + GRACE_MS
+    progress = _Progress()
+    pauses = Pauses(transport.settings)
+    async for node in transport.rounds(pauses):
+        try:
+            status = await _ask(transport, node, transaction, body, level)
+        except NodeFailed as error:
+            progress.held = progress.held or error.sent
+            progress.refusals = 0
+            progress.last = Unreachable("unreachable", str(error))
+        except Refused as error:
+            pauses.heed(error)
+            _judge(error, progress, len(transport.nodes))
+        else:
+            if _ended(status, level):
+                return _outcome(transaction, status)
+            progress.held, progress.refusals, progress.last = True, 0, None
+        if now_ms() > deadline_ms:
+            break
+    if not progress.held and progress.last is not None:
+        raise progress.last
+    raise OutcomeUnknown(transaction.id, str(progress.last or "still pending when its time was over"))
+
+
+async def ask_status(transport: Transport, node: Node, tx_id: bytes) -> TxStatus:
+    """What one node knows. Raises Refused or NodeFailed."""
+    answer = await transport.request(node, "GET", f"/v1/transactions/{tx_id.hex()}", {"Accept": JSON})
+    try:
+        return msgspec.json.decode(answer, type=TxStatus)
+    except (msgspec.DecodeError, UnicodeError):
+        raise NodeFailed(node.url, "a status that is none", sent=True) from None
+
+
+async def _ask(transport: Transport, node: Node, transaction: Transaction, body: bytes, level: Level) -> TxStatus:
+    """Where it stands at one node after handing it over. Raises Refused or NodeFailed."""
+    target = f"/v1/transactions?wait={level}"
+    try:
+        answer = await transport.request(node, "POST", target, {"Accept": JSON, "Content-Type": MSGPACK}, body)
+    except Refused as refusal:
+        if refusal.code not in _DEPENDS:
+            raise
+        known = await ask_status(transport, node, transaction.id)
+        if known.status == "unknown":
+            raise
+        return known
+    try:
+        (status,) = msgspec.json.decode(answer, type=_Answer).results
+    except (msgspec.DecodeError, UnicodeError, ValueError):
+        raise NodeFailed(node.url, "an answer that is none", sent=True) from None
+    if status.status == "refused":
+        raise Refused(status.code or "refused", status.detail or "", 400)
+    return status
+
+
+def _judge(refusal: Refused, progress: _Progress, nodes: int) -> None:
+    """Note a refusal; raise it if it is the end."""
+    progress.last = refusal
+    if refusal.temporary:
+        progress.refusals = 0
+        return
+    progress.refusals += 1
+    if not progress.held and (refusal.code not in _DEPENDS or progress.refusals >= nodes):
+        raise refusal
+
+
+def _ended(status: TxStatus, level: Level) -> bool:
+    failed = status.status == "committed" and status.code != OK
+    return failed or status.status in (level, "sealed", "dropped")
+
+
+def _outcome(transaction: Transaction, status: TxStatus) -> Committed:
+    if status.status == "dropped":
+        raise TransactionExpired(transaction.id)
+    height, index, code = status.height, status.index, status.code
+    if height is None or index is None or code is None:
+        raise OutcomeUnknown(transaction.id, "a node called it committed, and not where")
+    if code != OK:
+        raise TransactionFailed(transaction.id, code, height)
+    return Committed(transaction.id, height, index)

@@ -1,0 +1,180 @@
+"""What goes into and comes out of the Raft core: frozen values, no behaviour.
+
+A message carries no sender: the shell knows it from the authenticated link and passes it beside the message.
+Every signature in here is opaque to the core; the shell has verified it before `step`.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+NodeId = str
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Who votes and who only follows; ascending, disjoint. In effect from the entry that appends it."""
+
+    voters: tuple[NodeId, ...]
+    learners: tuple[NodeId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One block: height == index. `parent` and `hash` are 32 bytes, `data` is the sealed block.
+
+    `configuration` is set only where the block changes the membership.
+    """
+
+    height: int
+    term: int
+    parent: bytes
+    hash: bytes
+    data: bytes
+    configuration: Configuration | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A quorum's signed acknowledgements of one block: it, and all its ancestors, are committed."""
+
+    term: int
+    height: int
+    hash: bytes
+    signatures: tuple[tuple[NodeId, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """One voter's statement that the block is durable on its disk. The term is the carrying message's."""
+
+    height: int
+    hash: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PreVote:
+    """Would you vote for me in `term`? Moves nobody's term. (Ongaro, section 9.6)"""
+
+    term: int
+    last_height: int
+    last_term: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreVoteReply:
+    """`term` is the term asked for when granted, the replier's own when not."""
+
+    term: int
+    granted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """A candidate asks for a vote in `term`."""
+
+    term: int
+    last_height: int
+    last_term: int
+
+
+@dataclass(frozen=True, slots=True)
+class VoteReply:
+    """`signature` covers the term and the candidate when granted, and is empty when not."""
+
+    term: int
+    granted: bool
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Entries after `prev_height`; with none of them it is the heartbeat. Carries the newest certificate."""
+
+    term: int
+    prev_height: int
+    prev_term: int
+    prev_hash: bytes
+    entries: tuple[Entry, ...]
+    certificate: Certificate | None
+
+
+class Answer(Enum):
+    """What became of an Append."""
+
+    ACCEPTED = "accepted"
+    CONFLICT = "conflict"
+    REFUSED = "refused"
+
+
+class Reason(Enum):
+    """Why a follower refuses a block that the log rules would allow."""
+
+    NONE = ""
+    BAD_TIME = "bad_time"
+    BAD_ROOTS = "bad_roots"
+    BAD_SIGNATURE = "bad_signature"
+    BAD_STRUCTURE = "bad_structure"
+
+
+@dataclass(frozen=True, slots=True)
+class AppendReply:
+    """ACCEPTED: the log holds the leader's entries up to `height`, durably; `acknowledgements` sign those of this term.
+
+    CONFLICT: the log has no `rejected_height` with the term and hash that the leader named; `height` and `hint_term`
+    are where the leader should look for the common prefix.
+    REFUSED: the block at `height` breaks a rule of the ledger, which `reason` names.
+    """
+
+    term: int
+    answer: Answer
+    height: int
+    rejected_height: int = 0
+    hint_term: int = 0
+    acknowledgements: tuple[Acknowledgement, ...] = ()
+    reason: Reason = Reason.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class CertifiedBlocks:
+    """Blocks fetched from any peer, ending at the block of a verified certificate. Not sent by a leader."""
+
+    entries: tuple[Entry, ...]
+    certificate: Certificate
+
+
+Message = PreVote | PreVoteReply | Vote | VoteReply | Append | AppendReply
+
+
+@dataclass(frozen=True, slots=True)
+class HardState:
+    """What an election must not forget: the newest term and whom this node voted for in it."""
+
+    term: int = 0
+    vote: NodeId | None = None
+
+
+class Role(Enum):
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre_candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What the shell must do now, in this order.
+
+    1. Send `messages`: they depend on nothing that is not yet on the disk.
+    2. In one synced batch: delete blocks from `truncate_from` up (if not None), put `entries`, put `hard_state`
+       (if not None). Then call `persisted(seq)`. Batches are written in order of `seq`; calls are cumulative.
+       Where all three are empty `seq` is 0 and there is nothing to persist.
+    3. Execute what `committed` now certifies: this node's log up to its height is final, and is on its disk.
+    """
+
+    messages: tuple[tuple[NodeId, Message], ...] = ()
+    seq: int = 0
+    truncate_from: int | None = None
+    entries: tuple[Entry, ...] = ()
+    hard_state: HardState | None = None
+    committed: Certificate | None = None

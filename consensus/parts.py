@@ -1,0 +1,24 @@
+"""What every role works with: the log, the commit, the outbox, this node's signature, and the settings."""
+
+from dataclasses import dataclass
+
+from consensus.commit import Acknowledger, Commit
+from consensus.log import Log
+from consensus.outbox import Outbox
+from consensus.ports import CoreSettings, Signer
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Outlives every role; a role is made anew whenever this node takes it."""
+
+    settings: CoreSettings
+    log: Log
+    commit: Commit
+    outbox: Outbox
+    acknowledger: Acknowledger
+    signer: Signer
+
+    @property
+    def term(self) -> int:
+        return self.log.writes.hard_state.term

@@ -1,0 +1,198 @@
+"""What the provider port asks of the node, answered from the pool, the store and the core."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from consensus.core import RaftCore
+from ledger.block import decode_block
+from ledger.contracts import identity
+from ledger.contracts.context import read_as
+from ledger.contracts.records import Record, Subject, record_path, subject_path
+from ledger.errors import Rejection
+from ledger.genesis import Genesis
+from ledger.request import ReadRequest
+from network.port import PeerStatus, SharedTransaction
+from node.admission import Admission
+from node.http_types import Evidence, Head, Heights, Member, NetworkView, StoredBlock, Submission, TxStatus
+from node.inspector import BLOCK_OVERHEAD_BYTES
+from node.metrics import Metrics
+from node.pool import Pool
+from node.tail import Tail
+from node.tracker import Tracker
+from storage.store import Store
+
+
+class NodeBackend:
+    """The http_types.Backend of a running node. `share` gossips what clients submitted; `admitted` tells the node."""
+
+    def __init__(
+        self,
+        genesis: Genesis,
+        node_id: str,
+        core: RaftCore,
+        store: Store,
+        tracker: Tracker,
+        admission: Admission,
+        metrics: Metrics,
+        *,
+        now_ms: Callable[[], int],
+        ready: Callable[[], str | None],
+        peers: Callable[[], dict[str, PeerStatus]],
+        share: Callable[[Sequence[SharedTransaction]], None],
+        admitted: Callable[[], None],
+    ) -> None:
+        self.genesis = genesis
+        self.chain_id = genesis.chain_id()
+        self.node_id = node_id
+        self.metrics = metrics
+        self._core = core
+        self._store = store
+        self._tracker = tracker
+        self._admission = admission
+        self._now_ms = now_ms
+        self._ready = ready
+        self._peers = peers
+        self._share = share
+        self._admitted = admitted
+        self._bytes_max = genesis.parameters.block_bytes_max + BLOCK_OVERHEAD_BYTES
+
+    def now_ms(self) -> int:
+        return self._now_ms()
+
+    def ready(self) -> str | None:
+        return self._ready()
+
+    def submit(self, items: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Submission]:
+        answers: list[Submission] = []
+        fresh: list[SharedTransaction] = []
+        for data, bodies in items:
+            try:
+                transaction, new = self._admission.take(data, bodies, "client")
+            except Rejection as rejection:
+                self.metrics.transactions_refused.labels(rejection.code).inc()
+                answers.append(Submission(None, rejection))
+                continue
+            answers.append(Submission(transaction.id, None))
+            if new:
+                fresh.append(SharedTransaction(transaction.data, tuple(bodies)))
+        if fresh:
+            self.metrics.transactions_admitted.labels("client").inc(len(fresh))
+            self._share(fresh)
+            self._admitted()
+        return answers
+
+    async def wait(self, tx_id: bytes, level: Literal["committed", "sealed"], timeout_s: float) -> TxStatus:
+        return await self._tracker.wait(tx_id, level, timeout_s)
+
+    def status(self, tx_id: bytes) -> TxStatus:
+        return self._tracker.status(tx_id)
+
+    def receipt(self, tx_id: bytes) -> bytes:
+        return self._store.receipt(tx_id)
+
+    def heights(self) -> Heights:
+        store = self._store
+        return Heights(
+            last=self._core.last_height,
+            committed=self._core.commit_height,
+            executed=store.executed_height,
+            sealed=store.sealed_height,
+        )
+
+    def block(self, height: int) -> StoredBlock | None:
+        if not 1 <= height <= self._store.executed_height:
+            return None
+        certificate = self._store.certificate(height)
+        return StoredBlock(
+            decode_block(self._store.block_data(height), self._bytes_max),
+            None if certificate is None else certificate.encode(),
+        )
+
+    def state(self, key: str) -> bytes | None:
+        return self._store.get(key)
+
+    def state_answer(self, key: str) -> bytes:
+        return self._store.state_answer(key)
+
+    def body(self, commitment: bytes) -> bytes | None:
+        return self._store.body(commitment)
+
+    def subject_records(self, subject: bytes, before: bytes | None, limit: int) -> list[tuple[bytes, Record]]:
+        if before is None:
+            entry = read_as(self._store.get, Subject, subject_path(subject))
+            record_id = entry.head if entry is not None else None
+        else:
+            record_id = self._record_of(subject, before).previous
+        found: list[tuple[bytes, Record]] = []
+        while record_id is not None and len(found) < limit:
+            record = self._record_of(subject, record_id)
+            found.append((record_id, record))
+            record_id = record.previous
+        return found
+
+    def check_reader(self, request: ReadRequest) -> None:
+        identity.check_key(self._store.get, request.by, request.key)
+
+    def network(self) -> NetworkView:
+        core, store = self._core, self._store
+        head_hash = store.term_hash(store.executed_height)
+        roots = store.roots(store.executed_height)
+        assert head_hash is not None, "the executed block is in the log"
+        organisation = next(node.organisation for node in self.genesis.nodes if node.id == self.node_id)
+        return NetworkView(
+            network=self.genesis.network,
+            chain=self.chain_id.hex(),
+            node=self.node_id,
+            organisation=organisation,
+            role=core.role.value,
+            leader=core.leader,
+            term=core.term,
+            barred=core.barred,
+            time=self._now_ms(),
+            heights=self.heights(),
+            head=Head(
+                height=store.executed_height,
+                hash=head_hash[1].hex(),
+                history_root=roots.history.hex(),
+                state_root=roots.state.hex(),
+            ),
+            members=self._members(),
+            evidence=[Evidence(item.kind, item.node, item.proof) for item in store.evidence()],
+        )
+
+    def _members(self) -> list[Member]:
+        peers = self._peers()
+        match_height = {follower.node_id: follower.match for follower in self._core.followers()}
+        return [
+            Member(
+                id=node.id,
+                organisation=node.organisation,
+                role=node.role,
+                address=node.address,
+                connected=node.id == self.node_id or (node.id in peers and peers[node.id].sending),
+                lag_blocks=(
+                    max(self._core.last_height - match_height[node.id], 0) if node.id in match_height else None
+                ),
+            )
+            for node in self.genesis.nodes
+        ]
+
+    def _record_of(self, subject: bytes, record_id: bytes) -> Record:
+        record = read_as(self._store.get, Record, record_path(record_id))
+        if record is None or record.subject != subject:
+            raise Rejection("not_found", "no such record of this subject")
+        return record
+
+
+def lookup(store: Store, pool: Pool, tail: Tail, tx_id: bytes) -> TxStatus:
+    """Where the store and the pool say a transaction stands."""
+    found = store.tx_status(tx_id)
+    if found is not None:
+        sealed = store.sealed_height is not None and found.height <= store.sealed_height
+        return TxStatus(
+            status="sealed" if sealed else "committed",
+            height=found.height,
+            index=found.index,
+            code=found.code,
+        )
+    return TxStatus(status="pending" if tx_id in pool or tx_id in tail else "unknown")

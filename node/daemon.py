@@ -1,0 +1,253 @@
+"""The daemon's life: from configuration to files and ports, one task group, one stop event, an exit code.
+
+exit 0   SIGTERM or SIGINT: stopped serving, answered what was in flight, closed the store
+exit 1   a fault: the log's last line names it
+exit 2   the configuration, a key file or genesis is wrong; nothing was started
+exit 3   the disk failed, or holds what was never written
+exit 4   what is certified contradicts this node: it keeps its store, for people to look at
+exit 5   the other nodes removed this one
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+
+from consensus.errors import Contradiction
+from consensus.ports import CoreSettings
+from ledger.errors import Rejection
+from ledger.genesis import GENESIS_BYTES_MAX, Genesis, read_genesis
+from ledger.genesis import Node as GenesisNode
+from ledger.keys import SigningKey
+from ledger.node_cert import certificate_key
+from network.peer_network import PeerNetwork
+from network.port import Handler, Identity, NetworkSettings, Peer, Tap
+from node.catchup import ForkError
+from node.config import Config, ConfigError, load_config
+from node.http_api import provider_port
+from node.keyfile import read_node_key
+from node.logs import fault_fields, logs
+from node.metrics import Metrics
+from node.node import Node, NodeSettings, RemovedError
+from node.peering import NetworkCounters
+from node.pool import PoolLimits
+from storage.executed import Divergence
+from storage.leveldb import LevelDb
+from storage.port import StorageFailure
+from storage.store import Store
+
+_log = structlog.get_logger("node.daemon")
+
+EXIT_FAULT = 1
+EXIT_CONFIGURATION = 2
+
+# The first kind that a fault is, or is caused by, decides.
+EXITS: tuple[tuple[type[BaseException], int], ...] = (
+    (StorageFailure, 3),
+    (Divergence, 4),
+    (Contradiction, 4),
+    (ForkError, 4),
+    (RemovedError, 5),
+)
+
+# A follower further behind than this fetches certified blocks from any peer. All nodes of a network share it.
+REPLICATE_GAP_BLOCKS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """This node as genesis knows it, and its key's 32-byte seed."""
+
+    genesis: Genesis
+    entry: GenesisNode
+    seed: bytes
+
+    def __repr__(self) -> str:
+        return f"Identified({self.entry.id})"
+
+
+def identify(config: Config) -> Identified:
+    """Read genesis and the key, and find the node whose key it is. Raises ConfigError or Rejection."""
+    path = config.node.genesis
+    try:
+        with path.open("rb") as file:
+            data = file.read(GENESIS_BYTES_MAX * 2)
+    except OSError as error:
+        raise ConfigError("node.genesis", str(path), f"a readable file ({error.strerror})") from None
+    genesis = read_genesis(data)
+    seed = read_node_key(config.node.key_file, config.node.passphrase_file)
+    public = SigningKey(seed).public
+    for entry in genesis.nodes:
+        if certificate_key(entry.certificate) == public:
+            return Identified(genesis, entry, seed)
+    raise ConfigError("node.key_file", str(config.node.key_file), "the key of a node that genesis names")
+
+
+def node_settings(config: Config, node_id: str) -> NodeSettings:
+    """Milliseconds into ticks; the configuration has checked that they divide."""
+    timing, pool = config.consensus, config.pool
+    tick = timing.tick_ms
+    core = CoreSettings(
+        node_id=node_id,
+        election_ticks_min=timing.election_timeout_min_ms // tick,
+        election_ticks_max=timing.election_timeout_max_ms // tick,
+        heartbeat_ticks=timing.heartbeat_ms // tick,
+        # Two starts of one node must not draw the same timeouts as a rival that started with it.
+        seed=time.time_ns(),
+        inflight_messages_max=timing.inflight_blocks_max,
+        append_bytes_max=timing.append_bytes_max,
+        uncommitted_bytes_max=timing.uncommitted_bytes_max,
+        replicate_gap_blocks=REPLICATE_GAP_BLOCKS,
+    )
+    limits = PoolLimits(pool.transactions_max, pool.bytes_max, pool.organisation_share, pool.member_share)
+    return NodeSettings(core, limits, tick, timing.seal_delay_ms, timing.clock_skew_ms)
+
+
+def peers_of(config: Config, genesis: Genesis) -> dict[str, Peer]:
+    """Every node of genesis with the address to dial it at."""
+    peers: dict[str, Peer] = {}
+    for node in genesis.nodes:
+        host, _, port = config.peers.addresses.get(node.id, node.address).rpartition(":")
+        peers[node.id] = Peer(node.certificate, (host.strip("[]"), int(port)))
+    return peers
+
+
+@asynccontextmanager
+async def running(config: Config, identified: Identified, tap: Tap | None = None) -> AsyncIterator[Node]:
+    """A node from its files to its ports, ready to serve once a leader is known. Leaving stops it in order."""
+    genesis, node_id = identified.genesis, identified.entry.id
+    metrics = Metrics()
+    offset_ms = config.devnet.clock_offset_ms
+    store = Store(LevelDb(config.node.data_dir / "ledger"), genesis)
+
+    def make_network(handler: Handler) -> PeerNetwork:
+        return PeerNetwork(
+            NetworkSettings(
+                config.peers.listen_host, config.peers.listen_port, reannounce_ms=config.peers.reannounce_ms
+            ),
+            Identity(node_id, identified.seed, identified.entry.certificate),
+            genesis.chain_id(),
+            peers_of(config, genesis),
+            handler,
+            NetworkCounters(metrics),
+            tap,
+        )
+
+    try:
+        node = Node(
+            genesis,
+            node_id,
+            identified.seed,
+            store,
+            metrics,
+            node_settings(config, node_id),
+            now_ms=lambda: time.time_ns() // 1_000_000 + offset_ms,
+            make_network=make_network,
+        )
+        async with _serving(config, node):
+            yield node
+    finally:
+        store.close()
+
+
+@asynccontextmanager
+async def _serving(config: Config, node: Node) -> AsyncIterator[None]:
+    """The node's tasks, then its peer links, then its provider port; left in the opposite order."""
+    async with asyncio.TaskGroup() as group:
+        started = asyncio.Event()
+        life = group.create_task(node.run(started.set), name="node")
+        await started.wait()
+        network = node.network
+        assert isinstance(network, PeerNetwork)
+        async with network, provider_port(node.backend, config.provider) as port:
+            write_ports(config.node.ports_file, network.address, (config.provider.host, port))
+            _log.info("listening", peer_port=network.address[1], provider_port=port)
+            try:
+                yield
+            finally:
+                node.stop_serving()
+        life.cancel()
+
+
+def write_ports(path: Path, peer: tuple[str, int], provider: tuple[str, int]) -> None:
+    """The bound ports as JSON, whole or not at all."""
+    ports = {
+        "peer": {"host": peer[0], "port": peer[1]},
+        "provider": {"host": provider[0], "port": provider[1]},
+    }
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(ports) + "\n")
+    os.replace(partial, path)
+
+
+async def serve(config: Config, identified: Identified) -> None:
+    """Run until SIGTERM or SIGINT; raises the fault that ended it otherwise."""
+    stop = asyncio.Event()
+    with _stop_signals(stop):
+        async with running(config, identified):
+            await stop.wait()
+            _log.info("stopping")
+
+
+@contextmanager
+def _stop_signals(stop: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def main(config_path: Path, run: Callable[[Any], None] = uvloop.run) -> int:
+    """Run the daemon; the exit code."""
+    try:
+        config = load_config(config_path)
+        identified = identify(config)
+    except (ConfigError, Rejection) as error:
+        print(f"carequorum node: {error}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    with logs(config.logging):
+        _log.info("starting", node=identified.entry.id, chain=identified.genesis.chain_id().hex())
+        try:
+            run(serve(config, identified))
+        except BaseException as error:  # noqa: BLE001 - the last place: every fault becomes a line and a code
+            code, cause = exit_of(error)
+            _log.critical("fault", code=code, detail=detail_of(cause), **fault_fields(cause))
+            return code
+        _log.info("stopped")
+    return 0
+
+
+def exit_of(error: BaseException) -> tuple[int, BaseException]:
+    """The exit code of a fault, and the exception inside it that decided."""
+    for one in _leaves(error):
+        for kind, code in EXITS:
+            if isinstance(one, kind):
+                return code, one
+    return EXIT_FAULT, next(_leaves(error))
+
+
+def detail_of(error: BaseException) -> str:
+    """The message of faults that name only heights, files and nodes; other messages could carry content."""
+    return str(error) if isinstance(error, tuple(kind for kind, _ in EXITS)) else ""
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _leaves(one)
+    else:
+        yield error

@@ -1,0 +1,228 @@
+"""The driver: carries out what the consensus core decides.
+
+Everything that decides runs on the event loop, one input at a time: a tick, a message, a proposal, an answer from the
+disk. After each, `_pump` does what the core's Ready lists say: send, persist, execute. The disk is waited for in one
+thread; what piles up during a sync goes into the next batch together.
+
+    message, tick, proposal -> core -> Ready -> send
+                                         |----> store.persist -> core.persisted -> Ready (acknowledgements)
+                                         '----> committed -> Executor
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from consensus.core import RaftCore
+from consensus.errors import ProtocolViolation
+from consensus.messages import (
+    Answer,
+    Append,
+    AppendReply,
+    Certificate,
+    CertifiedBlocks,
+    Entry,
+    HardState,
+    Message,
+    Ready,
+    Reason,
+    Role,
+)
+from node.metrics import Metrics
+from node.tail import Tail
+from storage.store import Store
+
+_log = structlog.get_logger(__name__)
+
+# Runs a blocking function in the one thread that writes, and gives its result.
+InWriter = Callable[[Callable[[], object]], Awaitable[None]]
+
+
+class Sender(Protocol):
+    """What the driver asks of the network: to take a message without waiting. It may get lost."""
+
+    def send_consensus(self, peer: str, message: Message) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Several Ready lists as one write: delete from `truncate_from` up, put `entries`, put `hard_state`."""
+
+    seq: int
+    truncate_from: int | None
+    entries: tuple[Entry, ...]
+    hard_state: HardState | None
+
+
+def merge(waiting: deque[Ready]) -> Batch:
+    """What writing the Ready lists one after the other would leave."""
+    truncate_from: int | None = None
+    entries: list[Entry] = []
+    hard_state: HardState | None = None
+    for ready in waiting:
+        if ready.truncate_from is not None:
+            cut = ready.truncate_from
+            entries = [entry for entry in entries if entry.height < cut]
+            truncate_from = cut if truncate_from is None else min(cut, truncate_from)
+        entries.extend(ready.entries)
+        hard_state = ready.hard_state or hard_state
+    return Batch(waiting[-1].seq, truncate_from, tuple(entries), hard_state)
+
+
+class Driver:
+    """`on_committed` gets each newer certificate, `on_change` is told after the core's role or log moved.
+
+    `failed` is set to the first error after which this node must not go on; `run` raises it.
+    """
+
+    def __init__(
+        self,
+        core: RaftCore,
+        store: Store,
+        tail: Tail,
+        metrics: Metrics,
+        *,
+        sender: Sender,
+        in_writer: InWriter,
+        tick_ms: int,
+        on_committed: Callable[[Certificate], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.core = core
+        self._store = store
+        self._tail = tail
+        self._metrics = metrics
+        self._sender = sender
+        self._in_writer = in_writer
+        self._tick_s = tick_ms / 1000
+        self._on_committed = on_committed
+        self._on_change = on_change
+        self._waiting: deque[Ready] = deque()
+        self._work = asyncio.Event()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._shown: tuple[Role, int] = (core.role, core.term)
+        self._refused_for = Reason.NONE
+
+    @property
+    def barred_for(self) -> Reason:
+        """Why a quorum refused this node's blocks and it stays out of elections; NONE if it does not."""
+        return self._refused_for if self.core.barred else Reason.NONE
+
+    def step(self, sender: str, message: Message) -> None:
+        """A checked message of an authenticated peer."""
+        if isinstance(message, AppendReply) and message.answer is Answer.REFUSED:
+            self._refused_for = message.reason
+        self._do(lambda: self.core.step(sender, message))
+
+    def step_certified(self, sender: str, blocks: CertifiedBlocks) -> None:
+        """Checked blocks of any peer that end at a verified certificate."""
+        self._do(lambda: self.core.step_certified(sender, blocks))
+
+    def refuse(self, sender: str, append: Append, height: int, reason: Reason) -> None:
+        """The block at `height` of this Append breaks a rule of the ledger."""
+        _log.warning("block refused", leader=sender, height=height, reason=reason.value)
+        self._do(lambda: self.core.refuse(sender, append, height, reason))
+
+    def propose(self, payload: object) -> bool:
+        """Whether the core appended a block with this payload."""
+        before = self.core.last_height
+        self._do(lambda: self.core.propose(payload))
+        return self.core.last_height > before
+
+    def mend(self) -> None:
+        self._do(self.core.mend)
+
+    def fail(self, error: BaseException) -> None:
+        """Stop this node: `run` raises `error`."""
+        if not self._failed.done():
+            self._failed.set_exception(error)
+
+    async def run(self) -> None:
+        """Tick and persist until cancelled, or until something fails for good."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._tick_loop(), name="tick")
+            group.create_task(self._persist_loop(), name="persist")
+            await self._failed
+
+    async def _tick_loop(self) -> None:
+        """One tick a period. After a stall there is one tick, not a burst: what waits on the sockets goes first."""
+        while True:
+            await asyncio.sleep(self._tick_s)
+            self._do(self.core.tick)
+
+    async def _persist_loop(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            if not self._waiting:
+                continue
+            batch = merge(self._waiting)
+            self._waiting.clear()
+            bodies: dict[bytes, bytes] = {}
+            for entry in batch.entries:
+                held = self._tail.get(entry.hash)
+                assert held is not None, "a block in the log is held until it is executed"
+                bodies.update(held.bodies)
+            begin = time.perf_counter()
+            try:
+                await self._in_writer(
+                    lambda batch=batch, bodies=bodies: self._store.persist(  # type: ignore[misc]
+                        batch.truncate_from, batch.entries, bodies, batch.hard_state
+                    )
+                )
+            except Exception as error:
+                # Nothing that was not stored may ever be acknowledged: latch first, then stop.
+                self.core.disk_failed()
+                self.fail(error)
+                raise
+            self._metrics.persist_seconds.observe(time.perf_counter() - begin)
+            self._tail.persisted(batch.entries)
+            self._do(lambda seq=batch.seq: self.core.persisted(seq))  # type: ignore[misc]
+
+    def _do(self, action: Callable[[], object]) -> None:
+        """Let the core act, then carry out what follows. An error of the core's ends the node."""
+        if self._failed.done():
+            return
+        try:
+            try:
+                action()
+            except ProtocolViolation as violation:
+                _log.warning("protocol violation", peer=violation.sender, detail=violation.detail)
+                self._metrics.bad_frames.labels("protocol_violation").inc()
+            self._pump()
+        except Exception as error:  # noqa: BLE001 - whatever it is, a core that raised must not decide again
+            self.fail(error)
+
+    def _pump(self) -> None:
+        changed = False
+        while self.core.has_ready():
+            ready = self.core.ready()
+            changed = True
+            for peer, message in ready.messages:
+                self._sender.send_consensus(peer, message)
+            if ready.seq:
+                self._tail.appended(ready.truncate_from, ready.entries)
+                self._waiting.append(ready)
+                self._work.set()
+            if ready.committed is not None:
+                self._on_committed(ready.committed)
+        if changed:
+            self._show()
+            self._on_change()
+
+    def _show(self) -> None:
+        role, term = self.core.role, self.core.term
+        if (role, term) != self._shown:
+            if role is Role.CANDIDATE:
+                self._metrics.elections.inc()
+            _log.info("role", role=role.value, term=term, leader=self.core.leader)
+            self._shown = (role, term)
+        self._metrics.term.set(term)
+        self._metrics.is_leader.set(role is Role.LEADER)
+        self._metrics.last_height.set(self.core.last_height)
+        self._metrics.commit_height.set(self.core.commit_height)

@@ -1,0 +1,135 @@
+"""Executes certified blocks in order, tells who waits, and writes what they leave.
+
+One block at a time, on the loop; the batch that it leaves is written behind. A certified header whose roots are not
+ours raises storage.executed.Divergence and ends the node: one of us broke determinism, and going on would hide it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from consensus.messages import Certificate
+from ledger.block import Block, decode_block
+from ledger.genesis import Genesis
+from node.certificates import signed
+from node.driver import InWriter
+from node.inspector import BLOCK_OVERHEAD_BYTES
+from node.metrics import Metrics
+from node.pool import Pool
+from node.tail import Tail
+from node.tracker import Tracker
+from storage.executed import PENDING_COMMITS_MAX, Commit
+from storage.store import Store
+
+# Certificates that wait for their block to execute; the oldest are dispensable, as the newest covers them.
+CERTIFICATES_MAX = 1024
+EXPIRE_EVERY_S = 1.0
+WRITES_MAX = 32
+
+
+assert WRITES_MAX + 1 < PENDING_COMMITS_MAX, "the store holds what the queue and the writer hold"
+
+
+class Executor:
+    def __init__(
+        self,
+        genesis: Genesis,
+        store: Store,
+        tail: Tail,
+        pool: Pool,
+        tracker: Tracker,
+        metrics: Metrics,
+        *,
+        in_writer: InWriter,
+        on_executed: Callable[[Block], None],
+    ) -> None:
+        self._bytes_max = genesis.parameters.block_bytes_max + BLOCK_OVERHEAD_BYTES
+        self._store = store
+        self._tail = tail
+        self._pool = pool
+        self._tracker = tracker
+        self._metrics = metrics
+        self._in_writer = in_writer
+        self._on_executed = on_executed
+        self._certificates: dict[int, Certificate] = {}
+        self._target = store.executed_height
+        self._work = asyncio.Event()
+        self._writes: asyncio.Queue[Commit] = asyncio.Queue(WRITES_MAX)
+        self._expired_at_s = time.monotonic()
+        self._reached: list[tuple[int, asyncio.Future[None]]] = []
+
+    def certified(self, certificate: Certificate) -> None:
+        """The log up to this certificate's block is final and on this node's disk."""
+        self._certificates[certificate.height] = certificate
+        if len(self._certificates) > CERTIFICATES_MAX:
+            del self._certificates[min(self._certificates)]
+        self._target = max(self._target, certificate.height)
+        self._work.set()
+
+    async def executed(self, height: int) -> None:
+        """Return once `height` is executed here."""
+        if self._store.executed_height < height:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._reached.append((height, future))
+            await future
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._write_loop(), name="write")
+            while True:
+                await self._work.wait()
+                self._work.clear()
+                while self._store.executed_height < self._target:
+                    await self._execute(self._store.executed_height + 1)
+
+    async def _execute(self, height: int) -> None:
+        begin = time.perf_counter()
+        block = self._block_at(height)
+        certificate = self._certificates.pop(height, None)
+        commit = self._store.derive(block, None if certificate is None else signed(certificate))
+        self._store.apply(commit)
+        self._metrics.execute_seconds.observe(time.perf_counter() - begin)
+        self._count(block, [result.code for result in commit.results])
+        self._finish(block)
+        # Waits only when the disk is WRITES_MAX blocks behind; also lets the loop breathe between blocks.
+        await self._writes.put(commit)
+
+    async def _write_loop(self) -> None:
+        """What was executed goes to the disk behind the answers: a node that loses it executes the block again."""
+        while True:
+            commit = await self._writes.get()
+            await self._in_writer(lambda commit=commit: self._store.write(commit))  # type: ignore[misc]
+            self._store.written(commit)
+
+    def _block_at(self, height: int) -> Block:
+        found = self._store.term_hash(height)
+        assert found is not None, "what is committed here is in the log"
+        held = self._tail.get(found[1])
+        return held.block if held is not None else decode_block(self._store.block_data(height), self._bytes_max)
+
+    def _finish(self, block: Block) -> None:
+        now_s = time.monotonic()
+        for transaction in block.transactions:
+            pooled = self._pool.remove(transaction.id)
+            if pooled is not None:
+                self._metrics.commit_seconds.observe(now_s - pooled.arrived_s)
+        if now_s - self._expired_at_s >= EXPIRE_EVERY_S:
+            self._expired_at_s = now_s
+            self._tracker.dropped(self._pool.expire(block.header.time))
+        self._tail.executed(block.header.height)
+        self._tracker.committed(block.header.height, tuple(transaction.id for transaction in block.transactions))
+        if self._store.sealed_height is not None:
+            self._tracker.sealed(self._store.sealed_height)
+        for height, future in self._reached:
+            if height <= block.header.height and not future.done():
+                future.set_result(None)
+        self._reached = [item for item in self._reached if not item[1].done()]
+        self._on_executed(block)
+
+    def _count(self, block: Block, codes: list[str]) -> None:
+        metrics = self._metrics
+        metrics.blocks_committed.inc()
+        for code in codes:
+            metrics.transactions_executed.labels(code).inc()
+        metrics.executed_height.set(block.header.height)
+        metrics.sealed_height.set(self._store.sealed_height or 0)

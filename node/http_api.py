@@ -1,0 +1,402 @@
+"""The provider port: HTTP for this hospital's own programs. ENDPOINTS below is the whole of it.
+
+Bounds, and what happens at each:
+
+- one request's body: `request_bytes_max`, else 413;
+- bodies being received or checked at once: UPLOADS_MAX times that, else 503 "busy";
+- transactions being waited for at once: WAITS_MAX, else 503 "busy";
+- the time a body may take to arrive: BODY_S, else 408;
+- the time an answer may wait: `wait_ms_max`, then it says how far the transaction came;
+- the blocks of one answer: BLOCKS_BYTES_MAX beyond the first block, then `next` says where to go on.
+
+There is no CORS: a web page of another origin cannot read answers, nor send a body of a type read here.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from ledger.encoding import decode, encode
+from ledger.errors import Rejection
+from ledger.keys import HASH_BYTES
+from node.auth import require_member
+from node.config import ProviderSection
+from node.http_types import (
+    Backend,
+    BlocksAnswer,
+    BlocksQuery,
+    Health,
+    Item,
+    NoQuery,
+    RecordsAnswer,
+    RecordsQuery,
+    StateQuery,
+    StateView,
+    StoredBlock,
+    Submission,
+    SubmitAnswer,
+    SubmitQuery,
+    Submitted,
+    TransactionResult,
+    json_view,
+)
+from node.http_views import block_view, receipt_view, record_view, state_proof_view, status_view
+from node.logs import fault_fields
+from node.metrics import CONTENT_TYPE as METRICS_TYPE
+from node.problems import problem, problem_of
+
+JSON, MSGPACK, OCTETS = "application/json", "application/msgpack", "application/octet-stream"
+
+BODY_S = 30.0
+DRAIN_S = 5.0
+KEEPALIVE_S = 75.0
+UPLOADS_MAX = 8
+WAITS_MAX = 20_000
+BLOCKS_BYTES_MAX = 4 * 1024 * 1024
+STATE_VALUE_BYTES_MAX = 64 * 1024
+# Between batches of this many transactions others have the loop: consensus cannot wait for 1,000 signatures.
+SUBMIT_BATCH = 16
+
+STATE_CONTRACT = re.compile(r"[a-z]{1,32}")
+STATE_KEY = re.compile(r"[a-z0-9][a-z0-9/-]{0,199}")
+# Contracts whose state is linked to subjects.
+SIGNED_CONTRACTS = frozenset({"records"})
+
+log = structlog.get_logger("node.http")
+
+_SUBMISSION_DECODERS: dict[str, Callable[[bytes], Submitted]] = {
+    MSGPACK: msgspec.msgpack.Decoder(Submitted).decode,
+    JSON: msgspec.json.Decoder(Submitted).decode,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One row of the port: the method and path, what its query parses as, and what answers it."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    query: type[msgspec.Struct]
+    handler: str
+
+
+ENDPOINTS = (
+    Endpoint("POST", "/v1/transactions", SubmitQuery, "submit"),
+    Endpoint("GET", "/v1/transactions/{id}", NoQuery, "transaction"),
+    Endpoint("GET", "/v1/transactions/{id}/receipt", NoQuery, "receipt"),
+    Endpoint("GET", "/v1/blocks", BlocksQuery, "blocks"),
+    Endpoint("GET", "/v1/blocks/{height}", NoQuery, "block"),
+    Endpoint("GET", "/v1/state/{contract}/{key:.+}", StateQuery, "state"),
+    Endpoint("GET", "/v1/bodies/{commitment}", NoQuery, "body"),
+    Endpoint("GET", "/v1/records", RecordsQuery, "records"),
+    Endpoint("GET", "/v1/network", NoQuery, "network"),
+    Endpoint("GET", "/v1/genesis", NoQuery, "genesis"),
+    Endpoint("GET", "/healthz", NoQuery, "healthz"),
+    Endpoint("GET", "/readyz", NoQuery, "readyz"),
+    Endpoint("GET", "/metrics", NoQuery, "metrics"),
+)
+
+
+@asynccontextmanager
+async def provider_port(backend: Backend, settings: ProviderSection) -> AsyncIterator[int]:
+    """Serve until the block ends; yields the bound port. Open requests then have DRAIN_S to finish.
+
+    Raises OSError where the address cannot be bound.
+    """
+    runner = web.AppRunner(
+        make_app(backend, settings),
+        access_log=None,
+        handle_signals=False,
+        keepalive_timeout=KEEPALIVE_S,
+        shutdown_timeout=DRAIN_S,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.host, settings.port).start()
+        port: int = runner.addresses[0][1]
+        yield port
+    finally:
+        await runner.cleanup()
+
+
+def make_app(backend: Backend, settings: ProviderSection) -> web.Application:
+    """The application behind the port, for `provider_port` and for tests."""
+    api = ProviderApi(backend, settings)
+    app = web.Application(middlewares=[api.answer], client_max_size=settings.request_bytes_max)
+    for endpoint in ENDPOINTS:
+        app.router.add_route(
+            endpoint.method, endpoint.path, _parsed(endpoint, getattr(api, endpoint.handler))
+        )
+    return app
+
+
+def _parsed(
+    endpoint: Endpoint, handler: Callable[[web.Request, Any], Awaitable[web.StreamResponse]]
+) -> Handler:
+    """The handler with its query parsed, and no body where none belongs."""
+
+    async def run(request: web.Request) -> web.StreamResponse:
+        if endpoint.method == "GET" and request.can_read_body:
+            raise Rejection("bad_request", "a GET has no body here")
+        return await handler(request, _query(endpoint.query, request))
+
+    return run
+
+
+class ProviderApi:
+    """The handlers. They parse, ask the backend, and choose the form of the answer; they decide nothing."""
+
+    def __init__(self, backend: Backend, settings: ProviderSection) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._upload_bytes = 0
+        self._waiting = 0
+
+    @web.middleware
+    async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Every answer leaves through here: errors become problems, requests are counted and timed."""
+        started = time.perf_counter()
+        response = await self._outcome(request, handler)
+        response.headers["Cache-Control"] = "no-store"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        resource = request.match_info.route.resource
+        endpoint = resource.canonical if resource is not None else "none"
+        metrics = self._backend.metrics
+        metrics.http_requests.labels(endpoint, str(response.status)).inc()
+        metrics.http_seconds.observe(time.perf_counter() - started)
+        return response
+
+    async def _outcome(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Rejection as rejection:
+            return problem_of(rejection)
+        except web.HTTPMethodNotAllowed as error:
+            response = problem("method_not_allowed", f"use {' or '.join(sorted(error.allowed_methods))}")
+            response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+            return response
+        except web.HTTPRequestEntityTooLarge:
+            return problem("too_large", f"a request has at most {self._settings.request_bytes_max} bytes")
+        except web.HTTPNotFound:
+            return problem("not_found", "no such path")
+        except web.HTTPException as error:
+            return problem("bad_request", error.reason)
+        # The edge of the node: a fault in one request is logged without content, and ends that request only.
+        except Exception as error:  # noqa: BLE001
+            log.error("request_failed", method=request.method, **fault_fields(error))
+            return problem("internal", "the request failed in this node")
+
+    async def submit(self, request: web.Request, query: SubmitQuery) -> web.Response:
+        with self._upload_room(request):
+            submitted = _decode_submission(request, await self._body(request))
+            items = [submitted] if isinstance(submitted, Item) else submitted
+            waits = 0 if query.wait == "accepted" else len(items)
+            if self._waiting + waits > WAITS_MAX:
+                raise Rejection("busy", "too many transactions are waited for")
+            submissions = await self._submit(items)
+        refusals = [each.rejection for each in submissions if each.rejection is not None]
+        full = all(refusal.code == "pool_full" for refusal in refusals)
+        if len(refusals) == len(items) and (isinstance(submitted, Item) or full):
+            raise refusals[0]
+        self._waiting += waits
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._result(each, query.wait)) for each in submissions]
+        finally:
+            self._waiting -= waits
+        return _json(SubmitAnswer(results=[task.result() for task in tasks]))
+
+    async def transaction(self, request: web.Request, query: NoQuery) -> web.Response:
+        tx_id = _hash_in_path(request, "id")
+        return _json(status_view(tx_id, self._backend.status(tx_id)))
+
+    async def receipt(self, request: web.Request, query: NoQuery) -> web.Response:
+        tx_id = _hash_in_path(request, "id")
+        receipt = self._backend.receipt(tx_id)
+        return _json(receipt_view(tx_id, receipt)) if _wants(request, MSGPACK) == JSON else _msgpack(receipt)
+
+    async def block(self, request: web.Request, query: NoQuery) -> web.Response:
+        height = request.match_info["height"]
+        if not re.fullmatch(r"[0-9]{1,16}", height):
+            raise Rejection("bad_request", "a height is a number")
+        stored = self._backend.block(int(height)) if int(height) > 0 else None
+        if stored is None:
+            raise Rejection("not_found", "no committed block at this height; genesis is at /v1/genesis")
+        return _msgpack(stored.block.data) if _wants(request, JSON) == MSGPACK else _json(block_view(stored))
+
+    async def blocks(self, request: web.Request, query: BlocksQuery) -> web.Response:
+        found: list[StoredBlock] = []
+        size = 0
+        height = query.from_
+        following: int | None = None
+        while (stored := self._backend.block(height)) is not None:
+            size += len(stored.block.data)
+            if len(found) == query.limit or (found and size > BLOCKS_BYTES_MAX):
+                following = height
+                break
+            found.append(stored)
+            height += 1
+        if _wants(request, JSON) == MSGPACK:
+            rows = [{"block": each.block.data, "certificate": each.certificate} for each in found]
+            return _msgpack(encode({"blocks": rows, "next": following}))
+        return _json(BlocksAnswer(blocks=[block_view(each) for each in found], next=following))
+
+    async def state(self, request: web.Request, query: StateQuery) -> web.Response:
+        contract, key = request.match_info["contract"], request.match_info["key"]
+        if not STATE_CONTRACT.fullmatch(contract) or not STATE_KEY.fullmatch(key):
+            raise Rejection("bad_request", "a state key is lowercase letters, digits, dashes and slashes")
+        if contract in SIGNED_CONTRACTS:
+            require_member(request, self._backend)
+        if query.proof:
+            answer = self._backend.state_answer(f"{contract}/{key}")
+            wanted = _wants(request, MSGPACK)
+            return _json(state_proof_view(contract, key, answer)) if wanted == JSON else _msgpack(answer)
+        height = self._backend.heights().executed
+        value = self._backend.state(f"{contract}/{key}")
+        if value is None:
+            raise Rejection("not_found", "the state holds nothing here; proof=1 proves it")
+        view = json_view(decode(value, STATE_VALUE_BYTES_MAX))
+        return _json(StateView(contract=contract, key=key, height=height, value=view))
+
+    async def body(self, request: web.Request, query: NoQuery) -> web.Response:
+        commitment = _hash_in_path(request, "commitment")
+        require_member(request, self._backend)
+        body = self._backend.body(commitment)
+        if body is None:
+            raise Rejection("not_found", "this node holds no such body")
+        return web.Response(body=body, content_type=OCTETS)
+
+    async def records(self, request: web.Request, query: RecordsQuery) -> web.Response:
+        require_member(request, self._backend)
+        subject = bytes.fromhex(query.subject)
+        before = bytes.fromhex(query.before) if query.before is not None else None
+        found = self._backend.subject_records(subject, before, query.limit)
+        views = [record_view(record_id, record) for record_id, record in found]
+        more = bool(views) and views[-1].previous is not None
+        return _json(RecordsAnswer(records=views, next=views[-1].record if more else None))
+
+    async def network(self, request: web.Request, query: NoQuery) -> web.Response:
+        return _json(self._backend.network())
+
+    async def genesis(self, request: web.Request, query: NoQuery) -> web.Response:
+        genesis = self._backend.genesis
+        if _wants(request, JSON) == MSGPACK:
+            return _msgpack(genesis.encode())
+        return web.Response(text=genesis.to_json(), content_type=JSON)
+
+    async def healthz(self, request: web.Request, query: NoQuery) -> web.Response:
+        return _json(Health(status="ok"))
+
+    async def readyz(self, request: web.Request, query: NoQuery) -> web.Response:
+        reason = self._backend.ready()
+        if reason is not None:
+            raise Rejection("not_ready", reason)
+        return _json(Health(status="ready"))
+
+    async def metrics(self, request: web.Request, query: NoQuery) -> web.Response:
+        return web.Response(body=self._backend.metrics.render(), headers={"Content-Type": METRICS_TYPE})
+
+    async def _submit(self, items: list[Item]) -> list[Submission]:
+        submissions: list[Submission] = []
+        for start in range(0, len(items), SUBMIT_BATCH):
+            batch = items[start : start + SUBMIT_BATCH]
+            submissions += self._backend.submit([(item.envelope, item.bodies) for item in batch])
+            await asyncio.sleep(0)
+        return submissions
+
+    async def _result(self, submission: Submission, wait: str) -> TransactionResult:
+        tx_id, rejection = submission
+        if rejection is not None:
+            return TransactionResult(
+                id=tx_id.hex() if tx_id is not None else None,
+                status="refused",
+                code=rejection.code,
+                detail=rejection.detail,
+            )
+        assert tx_id is not None, "what was accepted has an id"
+        if wait == "accepted":
+            return status_view(tx_id, self._backend.status(tx_id))
+        level: Literal["committed", "sealed"] = "sealed" if wait == "sealed" else "committed"
+        status = await self._backend.wait(tx_id, level, self._settings.wait_ms_max / 1_000)
+        return status_view(tx_id, status)
+
+    @contextmanager
+    def _upload_room(self, request: web.Request) -> Iterator[None]:
+        """Room for one request's body, from before it is read until it was checked."""
+        if request.headers.get("Content-Encoding", "identity") != "identity":
+            raise Rejection("unsupported_media_type", "bodies come without a content encoding")
+        size_max = self._settings.request_bytes_max
+        size = request.content_length if request.content_length is not None else size_max
+        if size > size_max:
+            raise Rejection("too_large", f"a request has at most {size_max} bytes")
+        if self._upload_bytes + size > UPLOADS_MAX * size_max:
+            raise Rejection("busy", "too many submissions at once")
+        self._upload_bytes += size
+        try:
+            yield
+        finally:
+            self._upload_bytes -= size
+
+    async def _body(self, request: web.Request) -> bytes:
+        try:
+            async with asyncio.timeout(BODY_S):
+                return await request.read()
+        except TimeoutError:
+            raise Rejection("request_timeout", f"the body took longer than {BODY_S:.0f} s") from None
+
+
+def _query(shape: type[msgspec.Struct], request: web.Request) -> msgspec.Struct:
+    """The typed query, or Rejection("bad_request"): unknown and repeated parameters are refused too."""
+    if len(set(request.query)) != len(request.query):
+        raise Rejection("bad_request", "a parameter is given twice")
+    try:
+        return msgspec.convert(dict(request.query), shape, strict=False)
+    except msgspec.ValidationError as error:
+        raise Rejection("bad_request", f"query: {_without_echo(error)}") from None
+
+
+def _decode_submission(request: web.Request, data: bytes) -> Submitted:
+    decoder = _SUBMISSION_DECODERS.get(request.content_type)
+    if decoder is None:
+        raise Rejection("unsupported_media_type", f"send {MSGPACK} or {JSON}")
+    try:
+        return decoder(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Rejection("bad_request", f"body: {_without_echo(error)}") from None
+
+
+def _without_echo(error: Exception) -> str:
+    """The decoder's message without what it quotes from the request, which may be content."""
+    text = re.sub(r"unknown field `.*", "an unknown field", str(error), flags=re.DOTALL)
+    return re.sub(r"Invalid enum value .*", "Not one of the values allowed", text, flags=re.DOTALL)
+
+
+def _hash_in_path(request: web.Request, name: str) -> bytes:
+    text = request.match_info[name]
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise Rejection("bad_request", f"{name} is {HASH_BYTES} bytes in lowercase hex")
+    return bytes.fromhex(text)
+
+
+def _wants(request: web.Request, default: str) -> str:
+    """JSON or MSGPACK: the one that Accept names first, else `default`."""
+    accept = ",".join(request.headers.getall("Accept", []))
+    named = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    return next((kind for kind in named if kind in (JSON, MSGPACK)), default)
+
+
+def _json(view: msgspec.Struct) -> web.Response:
+    return web.Response(body=msgspec.json.encode(view), content_type=JSON)
+
+
+def _msgpack(data: bytes) -> web.Response:
+    return web.Response(body=data, content_type=MSGPACK)

@@ -1,0 +1,360 @@
+"""The words of the provider port: what requests and answers are made of, and the port's view of the node.
+
+In JSON, byte strings of up to 64 bytes (ids, hashes, keys, signatures, nonces) are lowercase hex, longer ones
+base64; the field types below say which. MessagePack carries bytes as they are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
+
+import msgspec
+from msgspec import Meta
+
+from ledger.block import Block
+from ledger.contracts.records import Record
+from ledger.errors import Rejection
+from ledger.finality import NodeId
+from ledger.genesis import Genesis
+from ledger.request import ReadRequest
+from ledger.transaction import BODIES_MAX
+from node.metrics import Metrics
+
+ITEMS_MAX = 1_000
+BLOCKS_MAX = 100
+RECORDS_MAX = 100
+HEX_BYTES_MAX = 64
+
+# The lengths also refuse a trailing newline, which "$" lets through.
+Hex32 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64, description="32 bytes in hex")]
+Hex64 = Annotated[str, Meta(pattern="^[0-9a-f]{128}$", max_length=128, description="64 bytes in hex")]
+Height = Annotated[int, Meta(ge=0, le=2**53)]
+
+Status = Literal["unknown", "pending", "committed", "sealed", "dropped"]
+Wait = Literal["accepted", "committed", "sealed"]
+Role = Literal["follower", "pre_candidate", "candidate", "leader"]
+
+
+class TxStatus(msgspec.Struct, frozen=True):
+    """How far a transaction came. `height`, `index` and `code` are set from "committed" on.
+
+    "committed" is certified and executed here; "sealed" has a receipt; "dropped" is said only once a
+    committed block's time has passed the transaction's `until`. `code` is "ok" or why it changed nothing.
+    """
+
+    status: Status
+    height: int | None = None
+    index: int | None = None
+    code: str | None = None
+
+
+class Submission(NamedTuple):
+    """What became of one submitted transaction: accepted, or known already, when `rejection` is None.
+
+    `id` is None only where the bytes could not be decoded far enough to have one.
+    """
+
+    id: bytes | None
+    rejection: Rejection | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlock:
+    """A committed block; `certificate` is the canonical bytes of its own, if this node has one."""
+
+    block: Block
+    certificate: bytes | None
+
+
+class Heights(msgspec.Struct, frozen=True):
+    """`last` in the log, `committed`: certified, `executed` here; proofs are at `sealed` (None: not yet)."""
+
+    last: Height
+    committed: Height
+    executed: Height
+    sealed: Height | None
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The newest executed block and the roots after it."""
+
+    height: Height
+    hash: Hex32
+    history_root: Hex32
+    state_root: Hex32
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A node of the network as this one sees it. `lag_blocks` is known to the leader only."""
+
+    id: NodeId
+    organisation: NodeId
+    role: Literal["voter", "learner"]
+    address: str
+    connected: bool
+    lag_blocks: int | None
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """A node contradicted itself; `proof` holds both signed statements, canonical bytes as base64."""
+
+    kind: Literal["header", "acknowledgement", "vote"]
+    node: NodeId
+    proof: bytes
+
+
+class NetworkView(msgspec.Struct, frozen=True):
+    """GET /v1/network. `time` is this node's clock in ms; `barred`: a quorum refused its blocks."""
+
+    network: str
+    chain: Hex32
+    node: NodeId
+    organisation: NodeId
+    role: Role
+    leader: NodeId | None
+    term: int
+    barred: bool
+    time: int
+    heights: Heights
+    head: Head
+    members: list[Member]
+    evidence: list[Evidence]
+
+
+class Backend(Protocol):
+    """What the provider port needs of the node. What is not async answers at once, from memory or disk."""
+
+    node_id: str
+    chain_id: bytes
+    genesis: Genesis
+    metrics: Metrics
+
+    def now_ms(self) -> int:
+        """This node's clock."""
+        ...
+
+    def ready(self) -> str | None:
+        """None when it can serve, else why not."""
+        ...
+
+    def submit(self, items: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Submission]:
+        """Check, pool and gossip (signed transaction, its bodies) pairs: one result each, in order."""
+        ...
+
+    async def wait(self, tx_id: bytes, level: Literal["committed", "sealed"], timeout_s: float) -> TxStatus:
+        """The status once it is at `level` or dropped, or where it stands when the time is over."""
+        ...
+
+    def status(self, tx_id: bytes) -> TxStatus: ...
+
+    def receipt(self, tx_id: bytes) -> bytes:
+        """Canonical bytes. Raises Rejection: "unknown_transaction", "not_sealed"."""
+        ...
+
+    def heights(self) -> Heights: ...
+
+    def block(self, height: int) -> StoredBlock | None:
+        """The committed block at `height` >= 1, or None above the executed height."""
+        ...
+
+    def state(self, key: str) -> bytes | None:
+        """The canonical value at the executed height."""
+        ...
+
+    def state_answer(self, key: str) -> bytes:
+        """Value or absence with its proof at the sealed height. Raises Rejection("not_sealed") before any."""
+        ...
+
+    def body(self, commitment: bytes) -> bytes | None: ...
+
+    def subject_records(self, subject: bytes, before: bytes | None, limit: int) -> list[tuple[bytes, Record]]:
+        """(record id, record), newest first, from the one before record `before`.
+
+        Raises Rejection("not_found") where `before` is no record of that subject.
+        """
+        ...
+
+    def check_reader(self, request: ReadRequest) -> None:
+        """Rejection: "unregistered", "revoked", "wrong_signer" unless the signer is an active member now."""
+        ...
+
+    def network(self) -> NetworkView: ...
+
+
+# What comes in.
+
+
+class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One signed transaction and the bodies it names, in order. The ledger checks sizes and contents."""
+
+    envelope: bytes
+    bodies: Annotated[list[bytes], Meta(max_length=BODIES_MAX)] = []
+
+
+Submitted = Item | Annotated[list[Item], Meta(min_length=1, max_length=ITEMS_MAX)]
+
+
+class SubmitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    wait: Wait = "accepted"
+
+
+class BlocksQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    from_: Annotated[int, Meta(ge=1, le=2**53)] = msgspec.field(name="from", default=1)
+    limit: Annotated[int, Meta(ge=1, le=BLOCKS_MAX)] = 20
+
+
+class StateQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    proof: bool = False
+
+
+class RecordsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    subject: Hex32
+    before: Hex32 | None = None
+    limit: Annotated[int, Meta(ge=1, le=RECORDS_MAX)] = 20
+
+
+class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """No parameters."""
+
+
+# What goes out.
+
+
+class TransactionResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One result of a submission, or one transaction's status. "refused" has a `code` and changed nothing."""
+
+    id: Hex32 | None
+    status: Status | Literal["refused"]
+    code: str | None = None
+    detail: str | None = None
+    height: int | None = None
+    index: int | None = None
+
+
+class SubmitAnswer(msgspec.Struct, frozen=True):
+    results: list[TransactionResult]
+
+
+class ReceiptView(msgspec.Struct, frozen=True):
+    """`receipt` is what verifies offline, canonical bytes as base64; `content` is the same for people."""
+
+    id: Hex32
+    receipt: bytes
+    content: dict[str, Any]
+
+
+class HeaderView(msgspec.Struct, frozen=True):
+    """ledger.block.Header."""
+
+    chain: Hex32
+    change: None
+    configuration: Hex32
+    count: int
+    executed_height: Height
+    format: int
+    height: Height
+    history_root: Hex32
+    parent: Hex32
+    proposer: NodeId
+    state_root: Hex32
+    term: int
+    time: int
+    tx_root: Hex32
+
+
+class TransactionView(msgspec.Struct, frozen=True):
+    """One transaction in a block; `hash` is that of the signed bytes, `envelope` what was signed."""
+
+    id: Hex32
+    hash: Hex32
+    signature: Hex64
+    envelope: dict[str, Any]
+
+
+class BlockView(msgspec.Struct, frozen=True):
+    """A committed block. `certificate` is its own, null where only a later block's certificate covers it."""
+
+    height: Height
+    hash: Hex32
+    header: HeaderView
+    signature: Hex64
+    transactions: list[TransactionView]
+    certificate: dict[str, Any] | None
+
+
+class BlocksAnswer(msgspec.Struct, frozen=True):
+    """Ascending by height. `next` is where to go on, null when this was the newest."""
+
+    blocks: list[BlockView]
+    next: int | None
+
+
+class StateView(msgspec.Struct, frozen=True):
+    """A state value at `height`, the executed one. Not proven: ask with proof=1 for what verifies."""
+
+    contract: str
+    key: str
+    height: Height
+    value: Any
+
+
+class StateProofView(msgspec.Struct, frozen=True):
+    """`answer` verifies offline, canonical bytes as base64: value or absence at the sealed height.
+
+    `content` is the same for people.
+    """
+
+    contract: str
+    key: str
+    answer: bytes
+    content: dict[str, Any]
+
+
+class RecordView(msgspec.Struct, frozen=True):
+    """ledger.contracts.records.Record under its id."""
+
+    record: Hex32
+    author: Hex32
+    body: dict[str, Any]
+    format: int
+    height: Height
+    organisation: NodeId
+    previous: Hex32 | None
+    subject: Hex32
+    time: int
+    transaction: Hex32
+    version: int
+
+
+class RecordsAnswer(msgspec.Struct, frozen=True):
+    """Newest first. `next` is the `before` to go on with, null at the subject's first record."""
+
+    records: list[RecordView]
+    next: Hex32 | None
+
+
+class Health(msgspec.Struct, frozen=True):
+    status: Literal["ok", "ready"]
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """RFC 9457. `code` is stable and listed in docs/errors.md; `detail` is for people."""
+
+    type: Literal["about:blank"]
+    title: str
+    status: int
+    code: str
+    detail: str
+
+
+def json_view(value: object) -> Any:
+    """A canonical value, or a Struct of the ledger, as JSON can carry it."""
+    if isinstance(value, bytes):
+        return value.hex() if len(value) <= HEX_BYTES_MAX else msgspec.to_builtins(value)
+    if isinstance(value, msgspec.Struct):
+        return json_view(msgspec.to_builtins(value, builtin_types=(bytes,)))
+    if isinstance(value, Mapping):
+        return {key: json_view(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_view(item) for item in value]
+    return value

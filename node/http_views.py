@@ -1,0 +1,84 @@
+"""From what the ledger holds to what the provider port shows: the JSON views, built in one place."""
+
+from ledger.block import Block
+from ledger.contracts.records import Record
+from ledger.encoding import convert, decode
+from ledger.finality import CERTIFICATE_BYTES_MAX
+from ledger.receipt import RECEIPT_BYTES_MAX, STATE_ANSWER_BYTES_MAX
+from node.http_types import (
+    BlockView,
+    HeaderView,
+    ReceiptView,
+    RecordView,
+    StateProofView,
+    StoredBlock,
+    TransactionResult,
+    TransactionView,
+    TxStatus,
+    json_view,
+)
+
+# What holds canonical bytes inside canonical bytes, and is opened for people.
+OPENED = frozenset({"certificate", "header"})
+
+
+def status_view(tx_id: bytes, status: TxStatus) -> TransactionResult:
+    return TransactionResult(
+        id=tx_id.hex(),
+        status=status.status,
+        code=status.code,
+        height=status.height,
+        index=status.index,
+    )
+
+
+def receipt_view(tx_id: bytes, receipt: bytes) -> ReceiptView:
+    return ReceiptView(id=tx_id.hex(), receipt=receipt, content=_opened(receipt, RECEIPT_BYTES_MAX))
+
+
+def state_proof_view(contract: str, key: str, answer: bytes) -> StateProofView:
+    return StateProofView(
+        contract=contract, key=key, answer=answer, content=_opened(answer, STATE_ANSWER_BYTES_MAX)
+    )
+
+
+def block_view(stored: StoredBlock) -> BlockView:
+    block = stored.block
+    certificate = stored.certificate
+    return BlockView(
+        height=block.header.height,
+        hash=block.hash.hex(),
+        header=convert(HeaderView, json_view(block.header)),
+        signature=block.signature.hex(),
+        transactions=_transaction_views(block),
+        certificate=json_view(decode(certificate, CERTIFICATE_BYTES_MAX)) if certificate else None,
+    )
+
+
+def record_view(record_id: bytes, record: Record) -> RecordView:
+    return convert(RecordView, {"record": record_id.hex(), **json_view(record)})
+
+
+def _transaction_views(block: Block) -> list[TransactionView]:
+    return [
+        TransactionView(
+            id=transaction.id.hex(),
+            hash=transaction.hash.hex(),
+            signature=transaction.signature.hex(),
+            envelope=json_view(transaction.envelope),
+        )
+        for transaction in block.transactions
+    ]
+
+
+def _opened(data: bytes, bytes_max: int) -> dict[str, object]:
+    """The JSON view of a receipt or state answer, its seal's header and certificate opened, its value too."""
+    content = decode(data, bytes_max)
+    seal = content["seal"]
+    content["seal"] = {
+        key: decode(value, bytes_max) if key in OPENED else value for key, value in seal.items()
+    }
+    if isinstance(content.get("value"), bytes):
+        content["value"] = decode(content["value"], bytes_max)
+    view: dict[str, object] = json_view(content)
+    return view

@@ -1,0 +1,346 @@
+"""Consensus messages on their way to the core: signatures checked, blocks inspected and made whole.
+
+The core trusts what `step` gets. So here every vote, acknowledgement and certificate is verified, and an Append
+reaches the core only once each of its new blocks passed inspection and has all its bodies. What waits for
+bodies waits in a queue of its sender, in order; meanwhile the core hears the leader's heartbeat, without blocks.
+
+Bound: WAITING_MAX Appends a sender. Beyond it the newest is dropped; the leader sends again from what the core
+has answered.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from consensus.messages import (
+    Acknowledgement,
+    Append,
+    AppendReply,
+    Certificate,
+    Entry,
+    Message,
+    Reason,
+    VoteReply,
+)
+from ledger.block import Block
+from ledger.errors import Rejection
+from ledger.finality import verify_acknowledgement, verify_certificate, verify_vote
+from ledger.genesis import Genesis
+from network.port import FetchFailed
+from node.certificates import signed
+from node.evidence import Witness
+from node.inspector import BlockRefusedError, Inspector, Parent
+from node.lineage import Lineage
+from node.tail import Tail
+
+WAITING_MAX = 64
+
+FetchBodies = Callable[[str, Sequence[bytes]], Awaitable[Mapping[bytes, bytes]]]
+
+
+class Core(Protocol):
+    """What the intake asks of the core, and whom it hands the checked message to."""
+
+    @property
+    def term(self) -> int: ...
+    @property
+    def commit_height(self) -> int: ...
+    def term_hash(self, height: int) -> tuple[int, bytes] | None: ...
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """The good blocks of an Append, and what is still missing before the core may see them.
+
+    `refused` is the rest of the Append, from its first bad block on, and why it is bad.
+    """
+
+    append: Append
+    blocks: list[Block]
+    missing: list[bytes]
+    bodies: dict[bytes, bytes] = field(default_factory=dict)
+    refused: tuple[Append, Reason] | None = None
+
+
+class BlockChecks:
+    """Inspection and completeness of blocks from elsewhere, for Appends and for catch-up alike."""
+
+    def __init__(
+        self,
+        inspector: Inspector,
+        tail: Tail,
+        lineage: Lineage,
+        *,
+        pooled_body: Callable[[bytes], bytes | None],
+        term_hash: Callable[[int], tuple[int, bytes] | None],
+    ) -> None:
+        self._inspector = inspector
+        self._tail = tail
+        self._lineage = lineage
+        self._pooled_body = pooled_body
+        self._term_hash = term_hash
+
+    def inspect(self, entries: Sequence[Entry], *, certified: bool) -> list[Block]:
+        """The blocks of `entries` that the log does not hold yet. `entries` follow on a block of the log.
+
+        Raises RefusedAtError for the first that breaks a rule, with the good ones before it.
+        """
+        fresh: list[Block] = []
+        parent: Parent | None = None
+        for entry in entries:
+            own = self._term_hash(entry.height)
+            if own is not None and own[1] == entry.hash and not fresh:
+                continue
+            if parent is None:
+                parent = self._lineage.parent_of(entry.height - 1, entry.parent)
+            try:
+                block = self._inspector.inspect(entry, parent, certified=certified)
+            except BlockRefusedError as error:
+                raise RefusedAtError(entry.height, error.reason, str(error), fresh) from None
+            parent = Parent(block.header.time, block.header.executed_height)
+            fresh.append(block)
+        return fresh
+
+    def missing(self, blocks: Sequence[Block], bodies: dict[bytes, bytes]) -> list[bytes]:
+        """Commitments of `blocks` whose bodies are neither in `bodies` nor pooled; pooled ones are added to it."""
+        absent: list[bytes] = []
+        for block in blocks:
+            for transaction in block.transactions:
+                for reference in transaction.envelope.bodies:
+                    if reference.commitment in bodies:
+                        continue
+                    body = self._pooled_body(reference.commitment)
+                    if body is None:
+                        absent.append(reference.commitment)
+                    else:
+                        bodies[reference.commitment] = body
+        return absent
+
+    def hold(self, blocks: Sequence[Block], bodies: Mapping[bytes, bytes]) -> None:
+        """Whole blocks, about to be stepped: keep them for the disk and for execution."""
+        for block in blocks:
+            self._lineage.learn(block)
+            self._tail.hold(
+                block,
+                {
+                    reference.commitment: bodies[reference.commitment]
+                    for transaction in block.transactions
+                    for reference in transaction.envelope.bodies
+                },
+            )
+
+
+class RefusedAtError(Exception):
+    def __init__(self, height: int, reason: Reason, detail: str, before: list[Block]) -> None:
+        super().__init__(detail)
+        self.height = height
+        self.reason = reason
+        self.before = before
+
+
+async def fetch_all(fetch: FetchBodies, peer: str, commitments: Sequence[bytes], into: dict[bytes, bytes]) -> bool:
+    """Whether `peer` gave every body of `commitments`; what it gave is in `into`.
+
+    The network has checked each against its commitment. An answer may be partial; one without progress ends it.
+    """
+    wanted = list(dict.fromkeys(commitments))
+    while wanted:
+        try:
+            fetched = await fetch(peer, wanted)
+        except FetchFailed:
+            return False
+        into.update(fetched)
+        left = [commitment for commitment in wanted if commitment not in into]
+        if len(left) == len(wanted):
+            return False
+        wanted = left
+    return True
+
+
+class Intake:
+    """`step` hands a checked message to the core, `refuse` a refusal; `spawn` runs a coroutine to its end.
+
+    `certified` hears the height of each new verified certificate, `count` the kind of each bad message.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        checks: BlockChecks,
+        witness: Witness,
+        genesis: Genesis,
+        node_id: str,
+        *,
+        step: Callable[[str, Message], None],
+        refuse: Callable[[str, Append, int, Reason], None],
+        fetch: FetchBodies,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        certified: Callable[[int], None],
+        count: Callable[[str], None],
+    ) -> None:
+        self._core = core
+        self._checks = checks
+        self._witness = witness
+        self._chain = genesis.chain_id()
+        self._keys = genesis.node_keys()
+        self._voter_keys = {voter: self._keys[voter] for voter in genesis.configuration().voters}
+        self._node_id = node_id
+        self._step = step
+        self._refuse = refuse
+        self._fetch = fetch
+        self._spawn = spawn
+        self._certified = certified
+        self._count = count
+        self._waiting: dict[str, deque[Append]] = {}
+
+    def on_consensus(self, sender: str, message: Message) -> None:
+        """A message from an authenticated peer. What does not verify is counted and dropped."""
+        match message:
+            case Append():
+                checked = self._with_checked_certificate(message)
+                if checked is not None:
+                    self._on_append(sender, checked)
+            case AppendReply():
+                self._step(sender, self._with_checked_acknowledgements(sender, message))
+            case VoteReply(granted=True):
+                if verify_vote(self._keys[sender], self._chain, message.term, self._node_id, message.signature):
+                    self._witness.vote(sender, message.term, self._node_id, message.signature)
+                    self._step(sender, message)
+                else:
+                    self._count("bad_vote")
+            case _:
+                self._step(sender, message)
+
+    def certificate_holds(self, certificate: Certificate) -> bool:
+        """Whether a quorum of voters signed it; its signatures are also witnessed."""
+        try:
+            verify_certificate(signed(certificate), self._chain, self._voter_keys)
+        except Rejection:
+            self._count("bad_certificate")
+            return False
+        for voter, signature in certificate.signatures:
+            self._witness.acknowledgement(voter, certificate.term, certificate.height, certificate.hash, signature)
+        return True
+
+    def _with_checked_certificate(self, append: Append) -> Append | None:
+        certificate = append.certificate
+        if certificate is None:
+            return append
+        if certificate.height <= self._core.commit_height:
+            own = self._core.term_hash(certificate.height)
+            if own is not None and own[1] == certificate.hash:
+                # Known already: not worth a quorum of verifications on every heartbeat.
+                return replace(append, certificate=None)
+        if not self.certificate_holds(certificate):
+            return None
+        self._certified(certificate.height)
+        return append
+
+    def _with_checked_acknowledgements(self, sender: str, reply: AppendReply) -> AppendReply:
+        if not reply.acknowledgements:
+            return reply
+        good: list[Acknowledgement] = []
+        if reply.term == self._core.term and sender in self._voter_keys:
+            for item in reply.acknowledgements:
+                if item.height <= self._core.commit_height:
+                    continue
+                if verify_acknowledgement(
+                    self._keys[sender], self._chain, reply.term, item.height, item.hash, item.signature
+                ):
+                    self._witness.acknowledgement(sender, reply.term, item.height, item.hash, item.signature)
+                    good.append(item)
+                else:
+                    self._count("bad_acknowledgement")
+        return replace(reply, acknowledgements=tuple(good))
+
+    def _on_append(self, sender: str, append: Append) -> None:
+        queue = self._waiting.get(sender)
+        if queue is None or not append.entries:
+            self._take(sender, append)
+            return
+        if len(queue) < WAITING_MAX:
+            queue.append(append)
+        self._step(sender, self._heartbeat(append))
+
+    def _take(self, sender: str, append: Append) -> None:
+        candidate = self._inspect(sender, append)
+        if candidate is None:
+            return
+        if candidate.missing:
+            self._waiting[sender] = deque()
+            self._step(sender, self._heartbeat(append))
+            self._spawn(self._complete(sender, candidate))
+        else:
+            self._deliver(sender, candidate)
+
+    def _inspect(self, sender: str, append: Append) -> _Candidate | None:
+        """None where the core, or a refusal, has already had the last word about this Append."""
+        own = self._core.term_hash(append.prev_height)
+        if append.term < self._core.term or own is None or own[1] != append.prev_hash:
+            # Stale, or not connecting: the core answers that from the first lines of the message.
+            self._step(sender, replace(append, entries=()))
+            return None
+        if not _linked(append):
+            self._count("bad_append")
+            return None
+        refused: tuple[Append, Reason] | None = None
+        try:
+            blocks = self._checks.inspect(append.entries, certified=False)
+        except RefusedAtError as error:
+            blocks = error.before
+            append, rest = _split(append, error.height)
+            refused = (rest, error.reason)
+        bodies: dict[bytes, bytes] = {}
+        return _Candidate(append, blocks, self._checks.missing(blocks, bodies), bodies, refused)
+
+    async def _complete(self, sender: str, candidate: _Candidate) -> None:
+        """Fetch what is missing from the sender, deliver, then go on with what queued up behind."""
+        queue = self._waiting[sender]
+        current: _Candidate | None = candidate
+        try:
+            while True:
+                if current is not None:
+                    if not await fetch_all(self._fetch, sender, current.missing, current.bodies):
+                        # The leader sends again what the core did not answer for.
+                        return
+                    self._deliver(sender, current)
+                if not queue:
+                    return
+                current = self._inspect(sender, queue.popleft())
+        finally:
+            del self._waiting[sender]
+
+    def _deliver(self, sender: str, candidate: _Candidate) -> None:
+        self._checks.hold(candidate.blocks, candidate.bodies)
+        self._step(sender, candidate.append)
+        if candidate.refused is not None:
+            rest, reason = candidate.refused
+            self._refuse(sender, rest, rest.entries[0].height, reason)
+
+    def _heartbeat(self, append: Append) -> Append:
+        """The same leader's word without blocks, at height 0, where every log agrees."""
+        return replace(append, prev_height=0, prev_term=0, prev_hash=self._chain, entries=())
+
+
+def _split(append: Append, height: int) -> tuple[Append, Append]:
+    """The Append up to below `height`, and the rest of it as an Append of its own."""
+    cut = height - append.prev_height - 1
+    good, rest = append.entries[:cut], append.entries[cut:]
+    if not good:
+        return replace(append, entries=()), append
+    last = good[-1]
+    return (
+        replace(append, entries=good),
+        replace(append, prev_height=last.height, prev_term=last.term, prev_hash=last.hash, entries=rest),
+    )
+
+
+def _linked(append: Append) -> bool:
+    """Whether the entries follow on `prev` one by one, by height and by hash."""
+    height, parent = append.prev_height, append.prev_hash
+    for entry in append.entries:
+        if entry.height != height + 1 or entry.parent != parent:
+            return False
+        height, parent = entry.height, entry.hash
+    return True

@@ -1,0 +1,32 @@
+"""What a block must follow on, by its parent's hash: from memory for recent blocks, else from the store."""
+
+from collections import OrderedDict
+
+from ledger.block import Block, header_of
+from ledger.genesis import Genesis
+from node.inspector import Parent
+from storage.store import Store
+
+REMEMBERED_MAX = 1024
+
+
+class Lineage:
+    def __init__(self, genesis: Genesis, store: Store) -> None:
+        self._genesis_parent = Parent(genesis.time, 0)
+        self._store = store
+        self._recent: OrderedDict[bytes, Parent] = OrderedDict()
+
+    def learn(self, block: Block) -> None:
+        self._recent[block.hash] = Parent(block.header.time, block.header.executed_height)
+        if len(self._recent) > REMEMBERED_MAX:
+            self._recent.popitem(last=False)
+
+    def parent_of(self, height: int, block_hash: bytes) -> Parent:
+        """The Parent that the block with this hash, at this height of the log, is to the next one."""
+        if height == 0:
+            return self._genesis_parent
+        recent = self._recent.get(block_hash)
+        if recent is not None:
+            return recent
+        header, _ = header_of(self._store.block_data(height))
+        return Parent(header.time, header.executed_height)

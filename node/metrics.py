@@ -1,0 +1,68 @@
+"""What the node counts and measures, for Prometheus. Names and labels only: never an id, a key or content.
+
+Labels take their values from closed sets (stable codes, frame kinds, endpoint templates), so that nobody
+outside can grow the number of series.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# Seconds: from one synced write on an SSD to an election and a catch-up.
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """Every series of one node, in a registry of its own. Attributes are the series; `render` is /metrics."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"carequorum_{name}", text, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"carequorum_{name}", text, labels, registry=registry)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(f"carequorum_{name}", text, registry=registry, buckets=BUCKETS)
+
+        self.term = gauge("term", "Current term")
+        self.is_leader = gauge("is_leader", "1 while this node leads, else 0")
+        self.last_height = gauge("last_height", "Height of the last block in the log, committed or not")
+        self.commit_height = gauge("commit_height", "Highest certified height known here")
+        self.executed_height = gauge("executed_height", "Height of the last block executed here")
+        self.sealed_height = gauge(
+            "sealed_height", "Height at which receipts and proofs answer; 0 before any"
+        )
+        self.pool_transactions = gauge("pool_transactions", "Transactions that wait for a block")
+        self.pool_bytes = gauge("pool_bytes", "Their bytes, bodies included")
+        self.peers_connected = gauge("peers_connected", "Peers with a link in at least one direction")
+        self.clock_offset_seconds = gauge("clock_offset_seconds", "This clock minus the newest block's time")
+
+        self.transactions_admitted = counter(
+            "transactions_admitted", "Transactions taken into the pool", "source"
+        )
+        self.transactions_refused = counter("transactions_refused", "Transactions refused, by code", "code")
+        self.transactions_executed = counter(
+            "transactions_executed", "Transactions executed, by code", "code"
+        )
+        self.blocks_committed = counter("blocks_committed", "Blocks certified and executed here")
+        self.elections = counter("elections", "Elections that this node started")
+        self.refused_connections = counter("refused_connections", "Peer connections refused", "reason")
+        self.bad_frames = counter("bad_frames", "Frames that closed their link", "kind")
+        self.frames_in = counter("frames_in", "Frames received", "kind")
+        self.frames_out = counter("frames_out", "Frames sent", "kind")
+        self.frame_bytes_in = counter("frame_bytes_in", "Bytes of frames received", "kind")
+        self.frame_bytes_out = counter("frame_bytes_out", "Bytes of frames sent", "kind")
+        self.frames_dropped = counter("frames_dropped", "Frames dropped from a full queue", "kind")
+        self.http_requests = counter("http_requests", "Provider requests answered", "endpoint", "status")
+
+        self.commit_seconds = seconds("commit_seconds", "From admission here to execution here")
+        self.persist_seconds = seconds("persist_seconds", "One synced write of the log")
+        self.execute_seconds = seconds("execute_seconds", "Execution of one block, its batch written")
+        self.http_seconds = seconds("http_seconds", "Provider requests, waiting included")
+
+    def render(self) -> bytes:
+        """The Prometheus text format, UTF-8."""
+        return generate_latest(self.registry)

@@ -1,0 +1,125 @@
+"""What this node does with what its peers send, and what it serves them: the network's Handler."""
+
+from collections.abc import Callable, Sequence
+
+from consensus.messages import Message
+from ledger.errors import Rejection
+from network.port import BlockRange, Direction, SharedTransaction
+from node.admission import Admission
+from node.intake import Intake
+from node.metrics import Metrics
+from node.pool import Pool
+from storage.store import Store
+
+
+class Peering:
+    """`admitted` is told how many transactions of peers came new into the pool."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        admission: Admission,
+        pool: Pool,
+        store: Store,
+        metrics: Metrics,
+        *,
+        admitted: Callable[[], None],
+        connected: Callable[[str], None],
+        removed: Callable[[str], None],
+    ) -> None:
+        self._intake = intake
+        self._admission = admission
+        self._pool = pool
+        self._store = store
+        self._metrics = metrics
+        self._admitted = admitted
+        self._connected = connected
+        self._removed = removed
+
+    def on_consensus(self, sender: str, message: Message) -> None:
+        self._intake.on_consensus(sender, message)
+
+    def on_transactions(self, sender: str, transactions: Sequence[SharedTransaction]) -> None:
+        """Each is judged alone: a peer's clock or state may differ a little, so refusals are only counted."""
+        fresh = 0
+        for envelope, bodies in transactions:
+            try:
+                _, new = self._admission.take(envelope, bodies, "peer")
+            except Rejection as rejection:
+                self._metrics.transactions_refused.labels(rejection.code).inc()
+            else:
+                fresh += new
+        if fresh:
+            self._metrics.transactions_admitted.labels("peer").inc(fresh)
+            self._admitted()
+
+    def wanted(self, sender: str, transaction_ids: Sequence[bytes]) -> Sequence[bytes]:
+        return [
+            tx_id for tx_id in transaction_ids if tx_id not in self._pool and self._store.tx_status(tx_id) is None
+        ]
+
+    def announceable(self, ids_max: int) -> Sequence[bytes]:
+        return [tx_id for tx_id, _ in zip(self._pool, range(ids_max), strict=False)]
+
+    def serve_transactions(self, transaction_ids: Sequence[bytes]) -> Sequence[SharedTransaction]:
+        found = (self._pool.get(tx_id) for tx_id in transaction_ids)
+        return [SharedTransaction(item.transaction.data, item.bodies) for item in found if item is not None]
+
+    def serve_blocks(self, from_height: int, bytes_max: int) -> BlockRange:
+        blocks: list[bytes] = []
+        size = 0
+        best = BlockRange((), None)
+        for height in range(max(from_height, 1), self._store.executed_height + 1):
+            data = self._store.block_data(height)
+            size += len(data)
+            if blocks and size > bytes_max and best.blocks:
+                break
+            blocks.append(data)
+            certificate = self._store.certificate(height)
+            if certificate is not None:
+                best = BlockRange(tuple(blocks), certificate.encode())
+        return best
+
+    def serve_bodies(self, commitments: Sequence[bytes], bytes_max: int) -> Sequence[bytes]:
+        found: list[bytes] = []
+        size = 0
+        for commitment in commitments:
+            body = self._pool.body(commitment) or self._store.body(commitment)
+            if body is None:
+                continue
+            size += len(body)
+            if size > bytes_max:
+                break
+            found.append(body)
+        return found
+
+    def on_connected(self, peer: str) -> None:
+        self._connected(peer)
+
+    def on_goodbye(self, peer: str, reason: str) -> None:
+        self._removed(reason)
+
+
+class NetworkCounters:
+    """What the links count, as metrics: the network's Counters."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def connection_refused(self, reason: str) -> None:
+        self._metrics.refused_connections.labels(reason).inc()
+
+    def frame_refused(self, reason: str) -> None:
+        self._metrics.bad_frames.labels(reason).inc()
+
+    def message_dropped(self, kind: str, reason: str) -> None:
+        self._metrics.frames_dropped.labels(kind).inc()
+
+    def frame_moved(self, direction: Direction, kind: str, size_bytes: int) -> None:
+        metrics = self._metrics
+        if direction == "in":
+            metrics.frames_in.labels(kind).inc()
+            metrics.frame_bytes_in.labels(kind).inc(size_bytes)
+        else:
+            metrics.frames_out.labels(kind).inc()
+            metrics.frame_bytes_out.labels(kind).inc(size_bytes)

@@ -1,0 +1,14 @@
+"""What a node keeps on its disk, and how it is checked. Where to look:
+
+port      the key-value port, and the one exception for a disk that fails or lies
+leveldb   the port by LevelDB: one database, synced batches in order, checksums verified
+schema    every key and every record of the database
+log       the Raft log: blocks, their links, hard state, bodies, each persisted in one synced batch
+executed  what follows from the log: state, tree, history, results, certificates; one batch a block
+store     the two together: what the daemon opens, reads, and makes receipts from
+check     everything read again and derived again from genesis
+
+Threads: `BlockLog.persist` and `Executed.write` may run in one dedicated writer
+thread while everything else runs in the event loop's thread. How no read sees half of a write is said in
+`executed`.
+"""

@@ -1,0 +1,416 @@
+"""What follows from the log: state, its tree, the history log, results, certificates. All of it can be
+derived again.
+
+A committed block goes through four steps, in this order, each block after the one before it:
+
+    derive   reads, executes, computes roots; changes nothing                  event loop
+    apply    moves memory: every read from now on sees the block executed      event loop
+    write    one batch to the disk                                             writer thread
+    written  forgets what memory held for the write                            event loop
+
+Between `apply` and `written` the block's changes stand in an overlay in memory that every read looks at
+first. So the instant of `apply` is the only one at which answers change, whatever the writer thread is
+doing, and no read sees half a block. The batch needs no sync of its own: the block is durable already, and
+a node that lost the batch executes the block again.
+
+Answers with proofs are given at the sealed height, which lags. The tree keeps no old versions; instead each
+height above the sealed one has an undo record of the state values before it. The pages before it follow
+from those values, as the tree depends on contents alone: they are kept in memory and computed again at
+boot.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ledger import merkle, state_tree
+from ledger.block import Block, decode_block
+from ledger.encoding import encode
+from ledger.errors import MissingNode, Rejection
+from ledger.execution import TxResult, decode_result, execute, genesis_state, history_leaf
+from ledger.finality import Certificate, decode_certificate
+from ledger.genesis import Genesis
+from ledger.receipt import Seal
+from storage import schema
+from storage.log import BLOCK_BYTES_MAX
+from storage.port import KeyValue, StorageFailure, Write
+from storage.schema import ExecutedRecord, Place, Roots, Undo, must, require
+
+# How many blocks may be applied and not yet written. The driver waits for `written` before it derives more.
+PENDING_COMMITS_MAX = 64
+
+
+class Divergence(Exception):  # noqa: N818 - it is what happened, and the node must stop
+    """A certified header carries roots that are not what its executed height gave here. Never to be passed
+    over.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class UndoStep:
+    """What `height` changed: the state values and tree pages before it, None where there was none."""
+
+    height: int
+    state: dict[str, bytes | None]
+    pages: dict[bytes, bytes | None]
+
+
+class Sealed(NamedTuple):
+    """The newest seal: everything up to `height` is proved by the certified header at `header_height`."""
+
+    height: int
+    header_height: int
+    seal: Seal
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One executed block: what `derive` found, for `apply`, `write` and `written`.
+
+    `sealed` is the newest seal after this block, None as long as there is none.
+    """
+
+    height: int
+    block: Block
+    results: tuple[TxResult, ...]
+    roots: Roots
+    sealed: Sealed | None
+    undo: UndoStep
+    batch: tuple[Write, ...]
+
+
+@dataclass(slots=True)
+class _Reads:
+    """The state before a block, as `execute` and the tree ask for it; remembers what it answered."""
+
+    executed: "Executed"
+    values: dict[str, bytes | None] = field(default_factory=dict)
+    pages: dict[bytes, bytes | None] = field(default_factory=dict)
+
+    def get(self, key: str) -> bytes | None:
+        if key not in self.values:
+            self.values[key] = self.executed.get(key)
+        return self.values[key]
+
+    def page(self, path: bytes) -> bytes | None:
+        self.pages[path] = page = self.executed.page(path)
+        return page
+
+    def included_at_ms(self, tx_id: bytes) -> int | None:
+        return self.executed.included_at_ms(tx_id)
+
+
+@dataclass(slots=True)
+class _History:
+    """The stored nodes of the history log, and those about to be."""
+
+    executed: "Executed"
+    gained: dict[merkle.NodeName, bytes] = field(default_factory=dict)
+
+    def get(self, level: int, index: int) -> bytes | None:
+        return self.gained.get((level, index)) or self.executed.history_node(level, index)
+
+
+class _Nothing:
+    """A history log without nodes."""
+
+    def get(self, level: int, index: int) -> bytes | None:
+        return None
+
+
+def genesis_executed(genesis: Genesis) -> list[Write]:
+    """What founds the derived tables: the state, roots and history of height 0."""
+    chain = genesis.chain_id()
+    state = genesis_state(genesis)
+    state_root, pages = state_tree.update(lambda path: None, state)
+    leaf = merkle.leaf_hash(history_leaf(chain, 0, 0, merkle.EMPTY_ROOT))
+    gained = merkle.append(0, leaf, _Nothing())
+    record = ExecutedRecord(chain=chain, format=schema.FORMAT, hash=chain, height=0, seal=None, sealed=None)
+    return [
+        *[(schema.state_key(key), value) for key, value in state.items()],
+        *[(schema.page_key(path), page) for path, page in pages.items()],
+        *[(schema.history_key(*name), node) for name, node in gained],
+        (schema.roots_key(0), Roots(leaf, state_root, genesis.time, 0).encode()),
+        (schema.EXECUTED_KEY, schema.seal(record)),
+    ]
+
+
+class Executed:
+    """The executed chain over an open database that `genesis_executed` has founded."""
+
+    def __init__(self, kv: KeyValue, chain: bytes) -> None:
+        """Check what the newest height claims against what is stored.
+
+        Raises StorageFailure: another chain or format, something missing, or roots that do not come out.
+        """
+        self._kv = kv
+        self._chain = chain
+        self._overlay: dict[bytes, tuple[int, bytes | None]] = {}
+        self._pending: deque[int] = deque()
+        data = kv.get(schema.EXECUTED_KEY)
+        if data is None:
+            raise StorageFailure("the record of the executed height is missing")
+        self._head = schema.unseal(ExecutedRecord, data, "record of the executed height")
+        require(self._head.format == schema.FORMAT, f"store format {self._head.format} is unknown")
+        require(self._head.chain == chain, f"the store is of another network, {self._head.chain.hex()}")
+        self._written_height = self._head.height
+        with damage():
+            roots = self.roots(self._head.height)
+            require(state_tree.root(self.page) == roots.state, "the state tree does not give its root")
+            history = merkle.root(self._head.height + 1, _History(self))
+            require(history == roots.history, "the history log does not give its root")
+        self._sealed = self._load_seal()
+        self._undo = self._load_undo()
+
+    @property
+    def executed_height(self) -> int:
+        return self._head.height
+
+    @property
+    def executed_hash(self) -> bytes:
+        """The hash of the block at the executed height."""
+        return self._head.hash
+
+    @property
+    def sealed_height(self) -> int | None:
+        return self._sealed.height if self._sealed else None
+
+    @property
+    def sealed(self) -> Sealed | None:
+        return self._sealed
+
+    @property
+    def pending_commits(self) -> int:
+        """How many blocks are applied and not yet `written`. At most PENDING_COMMITS_MAX."""
+        return len(self._pending)
+
+    def derive(self, block: Block, certificate: Certificate | None) -> Commit:
+        """Execute the next block. `certificate` is this very block's, verified, if this node holds it.
+
+        Raises Divergence if the block's header contradicts what was executed here, StorageFailure for damage.
+        """
+        header, height = block.header, block.header.height
+        head = self._head
+        assert (height, header.parent) == (head.height + 1, head.hash), "blocks execute in order"
+        if certificate is not None:
+            assert (certificate.height, certificate.hash) == (height, block.hash), "it is the block's own"
+        self._require_agreement(block)
+        reads = _Reads(self)
+        with damage():
+            outcome = execute(header.time, height, block.transactions, reads)
+            state_root, pages = state_tree.update(reads.page, outcome.writes)
+            encoded = [result.encode() for result in outcome.results]
+            leaf = history_leaf(block.hash, height, len(encoded), merkle.root_of(encoded))
+            history = _History(self)
+            history.gained = dict(merkle.append(height, merkle.leaf_hash(leaf), history))
+            history_root = merkle.root(height + 1, history)
+        certified = height if certificate is not None else self.roots(head.height).certified
+        roots = Roots(history_root, state_root, header.time, certified)
+        sealed = self._sealed_after(block, certificate)
+        before = {key: reads.get(key) for key in outcome.writes}
+        undo = UndoStep(height, before, {path: reads.pages.get(path) for path in pages})
+        batch: list[Write] = [(schema.state_key(key), value) for key, value in outcome.writes.items()]
+        batch += [(schema.page_key(path), page) for path, page in pages.items()]
+        batch += [(schema.history_key(*name), node) for name, node in history.gained.items()]
+        batch += self._index(height, outcome.results)
+        batch.append((schema.results_key(height), encode(encoded)))
+        batch.append((schema.roots_key(height), roots.encode()))
+        if certificate is not None:
+            batch.append((schema.certificate_key(height), certificate.encode()))
+        batch += self._undo_writes(undo, sealed)
+        batch.append((schema.EXECUTED_KEY, schema.seal(self._record(block, sealed))))
+        return Commit(height, block, outcome.results, roots, sealed, undo, tuple(batch))
+
+    def apply(self, commit: Commit) -> None:
+        """From here on every read answers as of `commit.height`."""
+        head, height = self._head, commit.height
+        parent = commit.block.header.parent
+        assert (height, parent) == (head.height + 1, head.hash), "commits are applied in order"
+        assert len(self._pending) < PENDING_COMMITS_MAX, "the driver waits for the writer"
+        self._pending.append(height)
+        for key, value in commit.batch:
+            self._overlay[key] = (height, value)
+        self._head = self._record(commit.block, commit.sealed)
+        self._undo.append(commit.undo)
+        self._sealed = commit.sealed
+        while commit.sealed and self._undo and self._undo[0].height <= commit.sealed.height:
+            self._undo.popleft()
+
+    def write(self, commit: Commit) -> None:
+        """Put it on the disk, all or nothing. For the writer thread. Raises StorageFailure."""
+        assert commit.height == self._written_height + 1, "commits are written in order"
+        self._kv.write(commit.batch, sync=False)
+        self._written_height = commit.height
+
+    def written(self, commit: Commit) -> None:
+        """The disk answers for it from here on."""
+        assert commit.height <= self._written_height, "only a written commit leaves memory"
+        height = self._pending.popleft()
+        assert height == commit.height, "commits leave memory in order"
+        for key, _ in commit.batch:
+            found = self._overlay.get(key)
+            if found is not None and found[0] == height:
+                del self._overlay[key]
+
+    def get(self, key: str) -> bytes | None:
+        """The canonical value at `key` after the executed height, or None."""
+        return self._get(schema.state_key(key))
+
+    def page(self, path: bytes) -> bytes | None:
+        return self._get(schema.page_key(path))
+
+    def state_at_sealed(self, key: str) -> bytes | None:
+        """The same after the sealed height; there must be one."""
+        assert self._sealed is not None, "something is sealed"
+        for step in self._undo:
+            if key in step.state:
+                return step.state[key]
+        return self.get(key)
+
+    def page_at_sealed(self, path: bytes) -> bytes | None:
+        assert self._sealed is not None, "something is sealed"
+        for step in self._undo:
+            if path in step.pages:
+                return step.pages[path]
+        return self.page(path)
+
+    def history_node(self, level: int, index: int) -> bytes | None:
+        return self._get(schema.history_key(level, index))
+
+    def history_path(self, height: int, size: int) -> list[bytes]:
+        """The path of the leaf of `height` in the history log of `size` leaves."""
+        with damage():
+            return merkle.path(height, size, _History(self))
+
+    def roots(self, height: int) -> Roots:
+        """What was true after `height`, which must have executed here."""
+        assert 0 <= height <= self._head.height, "roots are asked for at executed heights"
+        return schema.decode_roots(self._must(schema.roots_key(height)), height)
+
+    def results(self, height: int) -> tuple[TxResult, ...]:
+        """The results of an executed block, in block order. Height 0 has none."""
+        assert 1 <= height <= self._head.height, "results are asked for at executed heights"
+        data = self._must(schema.results_key(height))
+        encoded = schema.parse(list[bytes], data, f"results {height}")
+        with damage():
+            return tuple(decode_result(item) for item in encoded)
+
+    def place(self, tx_id: bytes) -> Place | None:
+        """The inclusion that settled this id, or None."""
+        data = self._get(schema.transaction_key(tx_id))
+        return None if data is None else schema.decode_place(data)
+
+    def included_at_ms(self, tx_id: bytes) -> int | None:
+        place = self.place(tx_id)
+        return None if place is None else self.roots(place.height).time_ms
+
+    def certificate(self, height: int) -> Certificate | None:
+        """The stored certificate of the block at `height`, if this node has it and executed the block."""
+        data = self._get(schema.certificate_key(height))
+        if data is None:
+            return None
+        with damage():
+            return decode_certificate(data)
+
+    def certificate_at_or_below(self, height: int) -> Certificate | None:
+        """The newest stored certificate at or below this executed height; None before the first."""
+        certified = self.roots(height).certified
+        if certified == 0:
+            return None
+        with damage():
+            return decode_certificate(self._must(schema.certificate_key(certified)))
+
+    def _get(self, key: bytes) -> bytes | None:
+        found = self._overlay.get(key)
+        return self._kv.get(key) if found is None else found[1]
+
+    def _must(self, key: bytes) -> bytes:
+        return must(self._get(key), key)
+
+    def _require_agreement(self, block: Block) -> None:
+        """A committed header and this node's own execution agree, or this node stops (same inputs, same
+        state).
+        """
+        header = block.header
+        roots = self.roots(header.executed_height)
+        if (header.history_root, header.state_root) != (roots.history, roots.state):
+            at = header.executed_height
+            raise Divergence(f"block {header.height} says other roots of height {at} than this node found")
+
+    def _sealed_after(self, block: Block, certificate: Certificate | None) -> Sealed | None:
+        """The seal never goes back: undo below it is gone."""
+        header = block.header
+        if certificate is None or (self._sealed and header.executed_height < self._sealed.height):
+            return self._sealed
+        seal = Seal(certificate.encode(), block.header_data, block.signature)
+        return Sealed(header.executed_height, header.height, seal)
+
+    def _index(self, height: int, results: tuple[TxResult, ...]) -> list[Write]:
+        """An id belongs to the first inclusion that settled it; see `TxResult.settles`."""
+        places: dict[bytes, bytes] = {}
+        for index, result in enumerate(results):
+            if result.settles and result.id not in places and self.place(result.id) is None:
+                places[result.id] = Place(height, index, result.code).encode()
+        return [(schema.transaction_key(tx_id), place) for tx_id, place in places.items()]
+
+    def _undo_writes(self, undo: UndoStep, sealed: Sealed | None) -> list[Write]:
+        """Undo exists exactly for the heights above the sealed one."""
+        writes: list[Write] = [(schema.undo_key(undo.height), encode(Undo(schema.FORMAT, undo.state)))]
+        if sealed is not None:
+            assert sealed.height < undo.height, "a block seals only what was executed before it"
+            writes += [(schema.undo_key(s.height), None) for s in self._undo if s.height <= sealed.height]
+        return writes
+
+    def _record(self, block: Block, sealed: Sealed | None) -> ExecutedRecord:
+        return ExecutedRecord(
+            chain=self._chain,
+            format=schema.FORMAT,
+            hash=block.hash,
+            height=block.header.height,
+            seal=sealed.header_height if sealed else None,
+            sealed=sealed.height if sealed else None,
+        )
+
+    def _load_seal(self) -> Sealed | None:
+        height = self._head.seal
+        if height is None:
+            return None
+        with damage():
+            block = decode_block(self._must(schema.block_key(height)), BLOCK_BYTES_MAX)
+        certificate = self._must(schema.certificate_key(height))
+        require(block.header.height == height, f"block {height} is of another height")
+        require(block.header.executed_height == self._head.sealed, "the sealing header seals another height")
+        seal = Seal(certificate, block.header_data, block.signature)
+        return Sealed(block.header.executed_height, height, seal)
+
+    def _load_undo(self) -> deque[UndoStep]:
+        """From the newest height down to the sealed one, take each block's changes back, and check every
+        root.
+        """
+        steps: deque[UndoStep] = deque()
+        older: dict[bytes, bytes | None] = {}
+
+        def page(path: bytes) -> bytes | None:
+            return older[path] if path in older else self.page(path)
+
+        sealed = self._head.sealed or 0
+        for height in range(self._head.height, sealed, -1):
+            undo = schema.parse(Undo, self._must(schema.undo_key(height)), f"undo {height}")
+            with damage():
+                root, pages = state_tree.update(page, undo.state)
+            before = self.roots(height - 1).state
+            require(root == before, f"undo {height} does not give the state root before it")
+            older |= pages
+            steps.appendleft(UndoStep(height, undo.state, pages))
+        return steps
+
+
+@contextmanager
+def damage() -> Iterator[None]:
+    """What the ledger says of stored bytes that do not fit together is a fault of the store."""
+    try:
+        yield
+    except (MissingNode, Rejection) as error:
+        raise StorageFailure(f"the store is damaged: {error}") from None

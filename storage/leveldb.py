@@ -1,0 +1,107 @@
+"""The key-value port by LevelDB (plyvel): one database, so that all batches stay in one order.
+
+Set so that damage is found rather than skipped: `paranoid_checks` makes a damaged write-ahead log refuse to
+open instead of dropping its tail; every read verifies checksums; nothing is compressed, as values are
+mostly sealed. A failed write latches: LevelDB may have lost what a later sync would claim, so nothing more
+is written until the database has been opened, and so verified, again.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import plyvel
+
+from storage.port import StorageFailure, Write
+
+WRITE_BUFFER_BYTES = 8 * 1024 * 1024
+BLOCK_CACHE_BYTES = 32 * 1024 * 1024
+OPEN_FILES_MAX = 256
+BLOOM_BITS_PER_KEY = 10
+
+
+class LevelDb:
+    """One open LevelDB folder. Only one process can hold it.
+
+    `create` makes the folder if it is missing. `sync=False` ignores every request to sync: it exists so
+    that a test can show what that loses, and for scratch databases. Raises StorageFailure if the folder is
+    held by another process, is missing, or is damaged.
+    """
+
+    def __init__(self, path: Path, *, create: bool = True, sync: bool = True) -> None:
+        self._path = path
+        self._sync = sync
+        self._broken: str | None = None
+        is_new = not path.exists()
+        try:
+            if create:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._db = plyvel.DB(
+                str(path),
+                create_if_missing=create,
+                paranoid_checks=True,
+                compression=None,
+                write_buffer_size=WRITE_BUFFER_BYTES,
+                lru_cache_size=BLOCK_CACHE_BYTES,
+                max_open_files=OPEN_FILES_MAX,
+                bloom_filter_bits=BLOOM_BITS_PER_KEY,
+            )
+            if is_new:
+                _sync_folder(path.parent)
+        except (plyvel.Error, OSError) as error:
+            raise StorageFailure(_opening(path, error)) from None
+
+    def get(self, key: bytes) -> bytes | None:
+        try:
+            value: bytes | None = self._db.get(key, verify_checksums=True)
+        except (plyvel.Error, RuntimeError) as error:
+            raise StorageFailure(f"{self._path}: reading key {key[:48].hex()}: {_text(error)}") from None
+        return value
+
+    def range(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            with self._db.iterator(start=start, stop=stop, reverse=reverse, verify_checksums=True) as pairs:
+                yield from pairs
+        except (plyvel.Error, RuntimeError) as error:
+            place = f"reading keys from {start[:48].hex()}"
+            raise StorageFailure(f"{self._path}: {place}: {_text(error)}") from None
+
+    def write(self, batch: Sequence[Write], *, sync: bool) -> None:
+        if self._broken is not None:
+            raise StorageFailure(f"{self._path}: no writes after a failed one ({self._broken})")
+        try:
+            writes = self._db.write_batch(sync=sync and self._sync)
+            for key, value in batch:
+                if value is None:
+                    writes.delete(key)
+                else:
+                    writes.put(key, value)
+            writes.write()
+        except (plyvel.Error, OSError, RuntimeError) as error:
+            self._broken = _text(error)
+            raise StorageFailure(f"{self._path}: writing: {self._broken}") from None
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new database's own directory entry durable; LevelDB does so only for the files inside."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _opening(path: Path, error: BaseException) -> str:
+    text = _text(error)
+    if "LOCK:" in text and ("already held" in text or "temporarily unavailable" in text):
+        return f"{path} is in use by a running node or another command"
+    return f"{path} cannot be opened: {text}"
+
+
+def _text(error: BaseException) -> str:
+    """LevelDB's own words, which plyvel carries as bytes."""
+    first = error.args[0] if error.args else str(error)
+    return first.decode("utf-8", "replace") if isinstance(first, bytes) else str(error)

@@ -1,0 +1,258 @@
+"""The store of one node: the log, what was executed, and answers that anyone can check.
+
+    store = Store(LevelDb(path), genesis)
+    store.persist(truncate_from, entries, bodies, hard_state)      # writer thread, one synced batch
+    commit = store.derive(block, certificate)                      # event loop
+    store.apply(commit)                                            # event loop: answers change now
+    store.write(commit)                                            # writer thread, one batch
+    store.written(commit)                                          # event loop
+
+What is said in `executed` holds here: `persist` and `write` belong to one writer thread, in the order in
+which they were asked for; everything else to the event loop's. While a truncation is being written, the
+heights that it deletes read like heights above the end.
+
+A read that finds missing what the chain says must exist raises StorageFailure naming it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from consensus.messages import Entry, HardState
+from ledger.block import Block
+from ledger.errors import Rejection
+from ledger.execution import TxResult, history_leaf, results_root
+from ledger.finality import Certificate
+from ledger.genesis import Genesis
+from ledger.receipt import make_receipt, make_state_answer
+from ledger.state_tree import prove
+from storage import schema
+from storage.executed import Commit, Executed, Sealed, damage, genesis_executed
+from storage.log import BlockLog, genesis_log
+from storage.port import KeyValue, StorageFailure
+from storage.schema import Evidence, Place, Roots
+
+EVIDENCE_MAX = 1_000
+EVIDENCE_BYTES_MAX = 16 * 1024
+
+_FIRST_KEY, _LAST_KEY = b"", b"\xff"
+
+
+class Store:
+    """Opens, or founds in an empty database, the store of the network that `genesis` names.
+
+    Raises StorageFailure: another network or format, damage, or a database that is neither empty nor a store.
+    """
+
+    def __init__(self, kv: KeyValue, genesis: Genesis) -> None:
+        self._kv = kv
+        self._chain = genesis.chain_id()
+        if kv.get(schema.EXECUTED_KEY) is None and next(kv.range(_FIRST_KEY, _LAST_KEY), None) is None:
+            kv.write(genesis_log(self._chain) + genesis_executed(genesis), sync=True)
+        self._executed = Executed(kv, self._chain)
+        self._log = BlockLog(kv, self._executed.executed_height)
+        found = self._log.term_hash(self.executed_height)
+        if found is None or found[1] != self._executed.executed_hash:
+            raise StorageFailure(f"the log and the executed chain differ at height {self.executed_height}")
+        self._evidence = self._load_evidence()
+
+    def close(self) -> None:
+        """Only once nothing is being written."""
+        self._kv.close()
+
+    # The log.
+
+    def persist(
+        self,
+        truncate_from: int | None,
+        entries: Sequence[Entry],
+        bodies: Mapping[bytes, bytes],
+        hard_state: HardState | None,
+    ) -> None:
+        """Delete blocks from `truncate_from` up, append `entries`, keep `bodies` by commitment, move the
+        hard state.
+
+        One synced batch. For the writer thread. Raises StorageFailure, after which nothing is written any
+        more.
+        """
+        if truncate_from is not None:
+            assert truncate_from > self.executed_height, "no executed block leaves the log"
+        self._log.persist(truncate_from, entries, bodies, hard_state)
+
+    def hard_state(self) -> HardState:
+        return self._log.hard_state
+
+    def last_height(self) -> int:
+        """The height of the newest durable block; 0 when there is only genesis."""
+        return self._log.last_height
+
+    def term_hash(self, height: int) -> tuple[int, bytes] | None:
+        """The term and hash of the durable block at `height`, (0, chain id) at 0, None above the end."""
+        return self._log.term_hash(height)
+
+    def entry(self, height: int) -> Entry | None:
+        """The durable entry at `height` (from 1), None above the end."""
+        return self._log.entry(height)
+
+    def entries(self, first: int, last: int, bytes_max: int) -> tuple[Entry, ...]:
+        """Entries `first` (from 1) to at most `last`: what fits in `bytes_max`, at least one; () above the
+        end.
+        """
+        return self._log.entries(first, last, bytes_max)
+
+    def block_data(self, height: int) -> bytes:
+        """The bytes of the durable block at `height`, from 1 to `last_height()`."""
+        return self._log.block_data(height)
+
+    def body(self, commitment: bytes) -> bytes | None:
+        """The sealed body, or None if it was never stored."""
+        return self._log.body(commitment)
+
+    # Execution.
+
+    def derive(self, block: Block, certificate: Certificate | None) -> Commit:
+        """Execute the block after `executed_height`; it must be in the log. Changes nothing until `apply`.
+
+        `certificate` is this block's own, verified, if there is one; the newest one seals.
+        Raises Divergence: the node must stop. Raises StorageFailure.
+        """
+        found = self._log.term_hash(block.header.height)
+        assert found == (block.header.term, block.hash), "a block executes only once it is durable here"
+        return self._executed.derive(block, certificate)
+
+    def apply(self, commit: Commit) -> None:
+        """Every read from now on answers as of `commit.height`. At most PENDING_COMMITS_MAX ahead of
+        `written`.
+        """
+        self._executed.apply(commit)
+
+    def write(self, commit: Commit) -> None:
+        """Put an applied commit on the disk. For the writer thread. Raises StorageFailure."""
+        self._executed.write(commit)
+
+    def written(self, commit: Commit) -> None:
+        """Forget what memory held for the write."""
+        self._executed.written(commit)
+
+    def commit(self, block: Block, certificate: Certificate | None) -> Commit:
+        """All four steps at once, for callers with one thread."""
+        commit = self.derive(block, certificate)
+        self.apply(commit)
+        self.write(commit)
+        self.written(commit)
+        return commit
+
+    @property
+    def executed_height(self) -> int:
+        return self._executed.executed_height
+
+    @property
+    def sealed_height(self) -> int | None:
+        """Where receipts and proofs answer: executed_height of the newest certified header, None before the
+        first.
+        """
+        return self._executed.sealed_height
+
+    @property
+    def sealed(self) -> Sealed | None:
+        """The seal itself: the certified header and its certificate."""
+        return self._executed.sealed
+
+    @property
+    def pending_commits(self) -> int:
+        return self._executed.pending_commits
+
+    # Reads.
+
+    def get(self, key: str) -> bytes | None:
+        """The canonical value at the state key `key` after the executed height, or None."""
+        return self._executed.get(key)
+
+    def state_at_sealed(self, key: str) -> bytes | None:
+        """The same after the sealed height. Rejection("not_sealed") before the first seal."""
+        self._require_sealed()
+        return self._executed.state_at_sealed(key)
+
+    def state_answer(self, key: str) -> bytes:
+        """The value, or its absence, with its proof at the sealed height. Rejection("not_sealed") before
+        the first.
+        """
+        sealed = self._require_sealed()
+        with damage():
+            proof = prove(self._executed.page_at_sealed, key)
+        return make_state_answer(sealed.seal, key, self._executed.state_at_sealed(key), proof)
+
+    def receipt(self, tx_id: bytes) -> bytes:
+        """The receipt of a sealed transaction. Rejection: unknown_transaction, not_sealed."""
+        place = self._executed.place(tx_id)
+        if place is None:
+            raise Rejection("unknown_transaction", "no executed block settled this id")
+        sealed = self._require_sealed()
+        if place.height > sealed.height:
+            raise Rejection("not_sealed", f"height {place.height} is not sealed yet")
+        found = self._log.term_hash(place.height)
+        assert found is not None, "the log reaches the executed height"
+        results = self._executed.results(place.height)
+        leaf = history_leaf(found[1], place.height, len(results), results_root(results))
+        path = self._executed.history_path(place.height, sealed.height + 1)
+        return make_receipt(sealed.seal, leaf, path, results, place.index)
+
+    def tx_status(self, tx_id: bytes) -> Place | None:
+        """(height, index, code) of the inclusion that settled this id, or None."""
+        return self._executed.place(tx_id)
+
+    def included_at_ms(self, tx_id: bytes) -> int | None:
+        """The block time of that inclusion."""
+        return self._executed.included_at_ms(tx_id)
+
+    def results(self, height: int) -> tuple[TxResult, ...]:
+        """The results of an executed block, in block order."""
+        return self._executed.results(height)
+
+    def roots(self, height: int) -> Roots:
+        """What was true after this executed height: (history, state, time_ms, certified)."""
+        return self._executed.roots(height)
+
+    def certificate(self, height: int) -> Certificate | None:
+        """The certificate of the block at this very height, if this node stored one."""
+        return self._executed.certificate(height)
+
+    def certificate_at_or_below(self, height: int) -> Certificate | None:
+        """The newest stored certificate at or below this executed height; None before the first."""
+        return self._executed.certificate_at_or_below(height)
+
+    def newest_certificate(self) -> Certificate | None:
+        return self._executed.certificate_at_or_below(self.executed_height)
+
+    # Evidence.
+
+    def put_evidence(self, kind: str, node: str, proof: bytes) -> bool:
+        """Keep canonical proof that `node` contradicted itself: one synced batch of its own, from any one
+        thread.
+
+        False if it is kept already, longer than EVIDENCE_BYTES_MAX, or EVIDENCE_MAX are kept: the first
+        ones tell who was at fault, so the newest are the ones not kept. Raises StorageFailure.
+        """
+        kept, found = self._evidence, Evidence(kind=kind, node=node, proof=proof)
+        if found in kept or len(proof) > EVIDENCE_BYTES_MAX or len(kept) >= EVIDENCE_MAX:
+            return False
+        self._kv.write([(schema.evidence_key(len(kept)), schema.seal(found))], sync=True)
+        self._evidence = (*kept, found)
+        return True
+
+    def evidence(self) -> tuple[Evidence, ...]:
+        """What `put_evidence` kept, oldest first."""
+        return self._evidence
+
+    def _require_sealed(self) -> Sealed:
+        sealed = self._executed.sealed
+        if sealed is None:
+            raise Rejection("not_sealed", "nothing is sealed yet")
+        return sealed
+
+    def _load_evidence(self) -> tuple[Evidence, ...]:
+        kept: list[Evidence] = []
+        while len(kept) < EVIDENCE_MAX:
+            data = self._kv.get(schema.evidence_key(len(kept)))
+            if data is None:
+                break
+            kept.append(schema.unseal(Evidence, data, f"evidence {len(kept)}"))
+        return tuple(kept)

@@ -1,0 +1,193 @@
+"""The development network: its folder, and the processes that run from it (a stand-in for the daemon)."""
+
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from carequorum import devnet
+from carequorum.devnet import Devnet, DevnetError, create, free_ports
+from carequorum.processes import Process, is_running, send, spawn, wait
+from carequorum.wallet import Wallet, read_passphrase
+from ledger.genesis import genesis_from_json
+from ledger.keys import account_id
+from ledger.node_cert import certificate_key, make_certificate, seed_from_pem
+from node.config import load_config
+
+FAKE = (sys.executable, "-m", "tests.carequorum.fake_daemon")
+
+
+@pytest.fixture
+def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Devnet]:
+    monkeypatch.setattr(devnet, "DAEMON", FAKE)
+    created = create(tmp_path / "net", 2)
+    yield created
+    created.kill(created.nodes)
+
+
+def sleeper(tmp_path: Path) -> Process:
+    return spawn([sys.executable, "-c", "import signal; signal.pause()"], tmp_path / "log")
+
+
+def test_create_writes_what_daemons_accept_and_admins_can_use(tmp_path: Path) -> None:
+    offsets = {"lakeview": 10_000}
+    network = create(tmp_path / "net", 4, settings={"logging": {"level": "debug"}}, clock_offsets_ms=offsets)
+    genesis = genesis_from_json((network.directory / "genesis.json").read_text())
+    assert [node.id for node in genesis.nodes] == sorted(node.id for node in network.nodes)
+    assert len(genesis.configuration().voters) == 4
+    for member in network.nodes:
+        config = load_config(network.folder(member) / "node.toml")
+        assert config.preset == "machine"
+        assert config.logging.level == "debug"
+        assert config.devnet.clock_offset_ms == offsets.get(member.id, 0)
+        assert config.provider.port == member.provider_port
+        node = next(node for node in genesis.nodes if node.id == member.id)
+        assert node.address == f"127.0.0.1:{config.peers.listen_port}"
+        seed = seed_from_pem(config.node.key_file.read_bytes(), None)
+        assert genesis.node_keys()[node.id] == certificate_key(node.certificate)
+        assert make_certificate(seed, member.id) == node.certificate
+        wallet_file, passphrase_file = network.wallet(member)
+        wallet = Wallet.open(wallet_file, read_passphrase(passphrase_file))
+        organisation = next(each for each in genesis.organisations if each.id == member.id)
+        assert organisation.admin_keys == [wallet.public_key]
+        assert account_id(wallet.public_key) == wallet.account
+
+
+def test_nobody_else_may_look_into_the_folder(tmp_path: Path) -> None:
+    network = create(tmp_path / "net", 1)
+    folders = [network.directory, network.directory / "riverside"]
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700, 0o700]
+    files = [path for path in network.directory.rglob("*") if path.is_file()]
+    assert files
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+def test_create_leaves_a_folder_alone_that_holds_something(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(DevnetError, match="not empty"):
+        create(tmp_path, 1)
+
+
+@pytest.mark.parametrize("nodes", [0, 17])
+def test_create_refuses_a_count_it_cannot_serve(tmp_path: Path, nodes: int) -> None:
+    with pytest.raises(DevnetError, match="possible are 1 to 16"):
+        create(tmp_path / "net", nodes)
+
+
+def test_ports_are_distinct_and_below_the_ephemeral_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
+    assert all(20_000 <= port < 32_000 for port in ports)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports[0]))
+        taken.listen()
+        monkeypatch.setattr(devnet, "_PORTS", range(ports[0], ports[0] + 1))
+        with pytest.raises(DevnetError, match="fewer than 1 free"):
+            free_ports(1)
+
+
+def test_a_folder_without_a_network_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DevnetError, match="holds no development network"):
+        Devnet(tmp_path)
+
+
+def test_a_foreign_genesis_is_refused(network: Devnet, tmp_path: Path) -> None:
+    other = create(tmp_path / "other", 2)
+    (other.directory / "genesis.json").replace(network.directory / "genesis.json")
+    with pytest.raises(DevnetError, match="does not belong to its genesis"):
+        Devnet(network.directory)
+
+
+def test_up_kill_restart_down(network: Devnet) -> None:
+    riverside, lakeview = network.nodes
+    (network.folder(riverside) / "leads").touch()
+    ready: list[str] = []
+    network.start(network.nodes, on_ready=lambda node: ready.append(node.id))
+    assert sorted(ready) == ["lakeview", "riverside"]
+    assert [(node.id, node.ready) for node in network.status()] == [("riverside", True), ("lakeview", True)]
+    assert network.leader() == riverside
+
+    first = network.process(riverside)
+    assert first is not None
+    killed = network.kill([riverside])
+    assert {node: how and how.code for node, how in killed.items()} == {"riverside": -signal.SIGKILL}
+    assert network.leader() is None
+    assert [(node.id, node.pid is None, node.ready) for node in network.status()] == [
+        ("riverside", True, False),
+        ("lakeview", False, True),
+    ]
+
+    untouched = network.process(lakeview)
+    network.start(network.nodes)
+    second = network.process(riverside)
+    assert second is not None
+    assert second != first
+    assert network.process(lakeview) == untouched
+
+    # Another command, which is not the daemons' parent, finds and stops them too.
+    ended = Devnet(network.directory).stop(network.nodes)
+    assert {node: how and how.code for node, how in ended.items()} == {"riverside": 0, "lakeview": 0}
+    assert network.stop(network.nodes) == {}
+
+
+def test_a_daemon_that_ends_at_once_is_reported_with_its_last_words(network: Devnet) -> None:
+    (network.directory / "lakeview" / "broken").touch()
+    with pytest.raises(DevnetError, match="daemon of lakeview ended with 3: the disk is on fire"):
+        network.start(network.nodes)
+
+
+def test_a_daemon_that_does_not_get_ready_in_time_is_named(
+    network: Devnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devnet, "DAEMON", (sys.executable, "-c", "import signal; signal.pause()"))
+    with pytest.raises(DevnetError, match=r"not ready within 0\.1 s: riverside"):
+        network.start(network.nodes[:1], timeout_s=0.1)
+
+
+def test_stop_says_who_would_not(network: Devnet) -> None:
+    riverside = network.nodes[0]
+    (network.folder(riverside) / "stubborn").touch()
+    network.start([riverside])
+    assert network.stop([riverside], timeout_s=0.1) == {"riverside": None}
+    assert network.process(riverside) is not None
+
+
+def test_another_network_on_the_port_is_no_readiness(network: Devnet, tmp_path: Path) -> None:
+    network.start(network.nodes)
+    riverside, lakeview = network.nodes
+    # As if riverside's port had gone to somebody else while it was down.
+    swapped = msgspec.structs.replace(riverside, provider_port=lakeview.provider_port)
+    with pytest.raises(DevnetError, match="the port is taken"):
+        network.start([swapped])
+
+
+def test_a_recycled_pid_is_never_signalled(tmp_path: Path) -> None:
+    bystander = sleeper(tmp_path)
+    try:
+        impostor = Process(bystander.pid, "0000:1")
+        assert not is_running(impostor)
+        assert not send(impostor, signal.SIGKILL)
+        assert wait(impostor, 0) is not None
+        assert is_running(bystander)
+        assert wait(bystander, 0) is None
+    finally:
+        send(bystander, signal.SIGKILL)
+        assert wait(bystander, 10) is not None
+    assert not is_running(bystander)
+    assert not send(bystander, signal.SIGKILL)
+
+
+def test_a_process_that_has_ended_is_not_running_even_before_it_is_reaped(tmp_path: Path) -> None:
+    process = sleeper(tmp_path)
+    assert send(process, signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # wait, and leave it in the process table
+    assert not is_running(process)
+    ended = wait(process, 0)
+    assert ended is not None
+    assert ended.code == -signal.SIGKILL

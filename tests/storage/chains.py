@@ -1,0 +1,103 @@
+"""Chains to store: sealed and certified blocks over the little network of tests/ledger/founding."""
+
+from collections.abc import Sequence
+
+from consensus.messages import Entry, HardState
+from ledger.block import FORMAT, Block, Header, seal_block, tx_root
+from ledger.finality import Certificate, make_certificate, sign_acknowledgement
+from ledger.keys import SigningKey, sha256
+from ledger.transaction import Transaction, body_commitment
+from storage.executed import Commit
+from storage.port import KeyValue
+from storage.store import Store
+from tests.ledger.founding import CHAIN, GENESIS, NOW_MS, VOTERS, addition, registration, sign
+
+
+_bodies: dict[bytes, bytes] = {}
+
+
+def node_key(node: str) -> SigningKey:
+    """The key behind the node's certificate in founding.GENESIS."""
+    return SigningKey(sha256(b"node", node.encode()))
+
+
+def body_of(record: str) -> bytes:
+    return b"sealed body of " + record.encode()
+
+
+def doctor() -> Transaction:
+    return sign([registration("doctor", "clinician")], by="north-admin")
+
+
+def record(name: str, subject: str = "subject") -> Transaction:
+    """A record whose one body is `body_of(name)`."""
+    body = body_of(name)
+    _bodies[body_commitment(body)] = body
+    return sign([addition(name, subject)], by="doctor", bodies=[body])
+
+
+def bodies_of(*transactions: Transaction) -> dict[bytes, bytes]:
+    """What transactions made by `record` commit to."""
+    names = [reference.commitment for item in transactions for reference in item.envelope.bodies]
+    return {name: _bodies[name] for name in names}
+
+
+def entry_of(block: Block) -> Entry:
+    header = block.header
+    return Entry(header.height, header.term, header.parent, block.hash, block.data)
+
+
+def certify(block: Block, voters: Sequence[str] = VOTERS[:2]) -> Certificate:
+    term, height = block.header.term, block.header.height
+    signatures = [(voter, sign_acknowledgement(node_key(voter), CHAIN, term, height, block.hash)) for voter in voters]
+    return make_certificate(term, height, block.hash, signatures)
+
+
+class Chain:
+    """One node's store, and the blocks put into it. Blocks are sealed by the first voter in term `term`."""
+
+    def __init__(self, kv: KeyValue) -> None:
+        self.store = Store(kv, GENESIS)
+        self.term = 1
+
+    def seal(self, *transactions: Transaction, executed: int | None = None, parent: Entry | None = None) -> Block:
+        """A block after the newest durable one (or after `parent`), with the roots of height `executed`."""
+        store = self.store
+        if parent is None:
+            height = store.last_height()
+            found = store.term_hash(height)
+            assert found is not None
+            parent_hash = found[1]
+        else:
+            height, parent_hash = parent.height, parent.hash
+        executed = store.executed_height if executed is None else executed
+        roots = store.roots(executed)
+        header = Header(
+            chain=CHAIN,
+            change=None,
+            configuration=GENESIS.configuration().digest(),
+            count=len(transactions),
+            executed_height=executed,
+            format=FORMAT,
+            height=height + 1,
+            history_root=roots.history,
+            parent=parent_hash,
+            proposer=VOTERS[0],
+            state_root=roots.state,
+            term=self.term,
+            time=NOW_MS + height,
+            tx_root=tx_root(transactions),
+        )
+        return seal_block(header, list(transactions), node_key(VOTERS[0]))
+
+    def persist(self, *blocks: Block, truncate_from: int | None = None) -> None:
+        """Into the log, with the bodies."""
+        state = HardState(max(self.term, self.store.hard_state().term), None)
+        bodies = bodies_of(*(item for block in blocks for item in block.transactions))
+        self.store.persist(truncate_from, [entry_of(block) for block in blocks], bodies, state)
+
+    def add(self, *transactions: Transaction, certified: bool = True, executed: int | None = None) -> Commit:
+        """Seal, persist, execute."""
+        block = self.seal(*transactions, executed=executed)
+        self.persist(block)
+        return self.store.commit(block, certify(block) if certified else None)
