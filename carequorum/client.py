@@ -36,15 +36,17 @@ from ledger.transaction import (
     FORMAT,
     NONCE_BYTES,
     Envelope,
-    Reference,
     Transaction,
     body_commitment,
+    body_reference,
     sign_transaction,
 )
 
 VALID_MS = 120_000
 RECORD_ID_BYTES = 32
 RECORDS_PAGE = 100
+# More than anyone adds for one subject between a proof and the list that follows it.
+NEWER_RECORDS_MAX = 1_000
 # What a header, a signature and lengths may add to the transactions, which alone the network's limit counts.
 BLOCK_OVERHEAD_BYTES = 64 * 1024
 _STATE_BYTES_MAX = 64 * 1024
@@ -125,7 +127,7 @@ class Client:
         return sign_transaction(
             Envelope(
                 actions=list(actions),
-                bodies=[Reference(body_commitment(body), len(body)) for body in bodies],
+                bodies=[body_reference(body) for body in bodies],
                 by=self.wallet.account,
                 chain=self.chain,
                 format=FORMAT,
@@ -260,19 +262,22 @@ class Client:
         found: dict[bytes, Record] = {}
         expected: bytes | None = head.head
         before: bytes | None = None
-        while expected is not None and len(found) < limit:
+        newer = 0
+        while expected is not None and len(found) < min(limit, head.count):
             page = await self._records_page(subject, before)
             for record, entry in page:
                 before = record
-                # Records newer than the proven head come first; they are the next call's.
                 if record == expected:
                     found[record] = entry
                     expected = entry.previous
                 elif found:
                     raise Rejection("bad_answer", "the subject's records do not link")
-            if not page or len(found) > head.count:
-                raise Rejection("bad_answer", "the list of the subject's records does not end where proven")
-        if expected is None and len(found) != head.count:
+                else:
+                    # Added since the proof was made: they come first, and are the next call's.
+                    newer += 1
+            if not page or newer > NEWER_RECORDS_MAX:
+                raise Rejection("bad_answer", "the subject's records are not listed down from the proven head")
+        if limit >= head.count and (expected is not None or len(found) != head.count):
             raise Rejection("bad_answer", f"{len(found)} records are listed, {head.count} are proven")
         return dict(list(found.items())[:limit])
 

@@ -22,11 +22,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from carequorum.processes import Ended, Process, is_running, send, spawn, wait
+from carequorum.views import NetworkStatus, decode_view
 from carequorum.wallet import COST_DEVELOPMENT, Wallet
 from ledger.genesis import FORMAT as GENESIS_FORMAT
 from ledger.genesis import Genesis, Node, Organisation, Parameters, genesis_from_json
@@ -81,13 +81,13 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """`network` is the node's own answer to /v1/network, None while it gives none."""
+    """`network` is what the node says of itself and the others, None while it says nothing."""
 
     id: str
     url: str
     pid: int | None
     ready: bool
-    network: dict[str, Any] | None
+    network: NetworkStatus | None
 
 
 class Devnet:
@@ -186,19 +186,19 @@ class Devnet:
     def leader(self) -> DevnetNode | None:
         """The running node that leads in the newest term anyone speaks of, if one does."""
         views = [view for node in self.nodes if self.process(node) and (view := self._network(node))]
-        newest = max(views, key=lambda view: int(view["term"]), default=None)
-        if newest is None or newest["leader"] is None:
+        newest = max(views, key=lambda view: view.term, default=None)
+        if newest is None or newest.leader is None:
             return None
-        node = self.node(newest["leader"])
+        node = self.node(newest.leader)
         return node if self.process(node) else None
 
-    def _network(self, node: DevnetNode) -> dict[str, Any] | None:
+    def _network(self, node: DevnetNode) -> NetworkStatus | None:
         status, body = _get(node, "/v1/network")
         if status != 200:
             return None
-        view: dict[str, Any] = json.loads(body)
-        if (view["node"], view["chain"]) != (node.id, self.genesis.chain_id().hex()):
-            raise DevnetError(f"{node.url} is {view['node']} of another network: the port is taken")
+        view = decode_view(NetworkStatus, body)
+        if (view.node, view.chain) != (node.id, self.genesis.chain_id().hex()):
+            raise DevnetError(f"{node.url} is {view.node} of {view.network}: the port is taken")
         return view
 
     def _has_become_ready(self, node: DevnetNode) -> bool:

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 
 from consensus.configuration import has_quorum
-from consensus.errors import Contradiction, require
+from consensus.errors import Contradiction, InvariantViolation, require
 from consensus.log import Log
 from consensus.messages import Acknowledgement, Certificate, NodeId
 from consensus.ports import Signer
@@ -31,19 +31,17 @@ class Acknowledger:
         """
         term = self._log.writes.hard_state.term
         found = self._log.term_hash(height)
-        require(
-            found is not None and commit_height < height <= self._log.durable_height, "only durable blocks are signed"
-        )
-        assert found is not None
+        require(commit_height < height <= self._log.durable_height, "only a durable block is signed")
+        if found is None:
+            raise InvariantViolation("only a block of the log is signed")
         if found[0] != term or self._node_id not in self._log.configurations.at(height).voters:
             return None
         require(self._log.writes.hard_state_durable, "a term is durable before anything is signed in it")
         if term != self._term:
             self._term = term
             self._signed.clear()
-        require(
-            self._signed.setdefault(height, found[1]) == found[1], "one block is acknowledged per height and term"
-        )
+        signed = self._signed.setdefault(height, found[1])
+        require(signed == found[1], "one block is acknowledged per height and term")
         return Acknowledgement(height, found[1], self._signer.acknowledge(term, height, found[1]))
 
     def forget(self, commit_height: int) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 
-from consensus.errors import require
+from consensus.errors import InvariantViolation, require
 from consensus.messages import Configuration, NodeId
 
 
@@ -37,8 +37,7 @@ class ConfigurationHistory:
         for start, configuration in reversed(self._history):
             if start <= height:
                 return configuration
-        require(False, f"a configuration is known at height {height}")
-        raise AssertionError
+        raise InvariantViolation(f"no configuration is known at height {height}")
 
     def append(self, height: int, configuration: Configuration) -> None:
         require(height > self._history[-1][0], "a configuration is appended above the newest")

@@ -65,7 +65,7 @@ class RaftCore:
     """
 
     def __init__(self, settings: CoreSettings, restored: Restored, reader: LogReader, signer: Signer) -> None:
-        """Raises InvariantViolation where `restored` contradicts itself: a term below the log's, a foreign certificate."""
+        """Raises InvariantViolation where `restored` denies itself: a term below the log's, a foreign certificate."""
         log = Log(restored, reader)
         self._log = log
         self._commit = Commit(log, restored.certificate)
@@ -172,7 +172,6 @@ class RaftCore:
         if isinstance(self._state, Leadership):
             if self._state.tick(self._now):
                 self._become_follower(self.term, None)
-                self._reset_timer()
         elif self._now - self._timer_start >= self._timeout_ticks:
             self._reset_timer()
             if self._may_campaign():
@@ -247,7 +246,7 @@ class RaftCore:
         return True
 
     def propose(self, payload: object) -> int | None:
-        """Seal `payload` into the next block: its height. None when this node does not lead or `can_propose` is false."""
+        """Seal `payload` into the next block: its height, or None while `can_propose` is false."""
         if not isinstance(self._state, Leadership) or not self._state.can_propose:
             return None
         return self._state.append(payload, self._now)
@@ -298,6 +297,8 @@ class RaftCore:
             self._log.writes.remember(HardState(term, None))
             self._outbox.drop_held()
             self._term_leader = None
+        if isinstance(self._state, Leadership):
+            self._reset_timer()
         self._state = Following(self._parts, leader, self._now)
 
     def _reset_timer(self) -> None:
@@ -378,6 +379,8 @@ class RaftCore:
         if granted:
             self._log.writes.remember(HardState(self.term, sender))
             self._reset_timer()
+            if isinstance(self._state, Campaign):
+                self._become_follower(self.term, None)
             signature = self._signer.vote(self.term, sender)
         self._outbox.send(sender, VoteReply(self.term, granted, signature))
 
@@ -424,7 +427,6 @@ class RaftCore:
             if self._state.refused_by_quorum:
                 self._barred = True
                 self._become_follower(self.term, None)
-                self._reset_timer()
 
     def _commit_may_move(self, moved: bool) -> None:
         if moved:

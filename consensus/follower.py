@@ -34,7 +34,7 @@ class Following:
         parts = self._parts
         parts.commit.learn(message.certificate)
         prev_height, entries = message.prev_height, message.entries
-        if prev_height < parts.commit.height:
+        if prev_height <= parts.commit.height:
             entries = self._beyond_commit(message)
             prev_height = parts.commit.height
         elif parts.log.term_hash(prev_height) != (message.prev_term, message.prev_hash):
@@ -51,7 +51,7 @@ class Following:
             self._answer_accepted()
         return True
 
-    def _beyond_commit(self, message: Append) -> Sequence[Entry]:
+    def _beyond_commit(self, message: Append) -> tuple[Entry, ...]:
         """The entries above the commit. What is at or below it must be what this node has certified."""
         commit_height, prev_height = self._parts.commit.height, message.prev_height
         shared = min(commit_height, prev_height + len(message.entries))
@@ -74,7 +74,7 @@ class Following:
                 log.append(entries[index:])
                 return
             if own != (entry.term, entry.hash):
-                if log.last_term == self._parts.term:
+                if entry.height <= self._verified or log.last_term == self._parts.term:
                     raise ProtocolViolation(str(self.leader), f"contradicts its own block at height {entry.height}")
                 replace_from(self._parts, entries[index:])
                 return

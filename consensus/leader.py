@@ -4,7 +4,7 @@ from collections import deque
 
 from consensus.commit import Tally
 from consensus.configuration import has_quorum, quorum
-from consensus.errors import ProtocolViolation, require
+from consensus.errors import InvariantViolation, ProtocolViolation, require
 from consensus.messages import Answer, Append, AppendReply, Entry, NodeId
 from consensus.parts import Parts
 from consensus.progress import FollowerView, Progress, State
@@ -89,8 +89,8 @@ class Leadership:
 
     def _send(self, member: NodeId, prev_height: int, entries: tuple[Entry, ...]) -> None:
         found = self._parts.log.term_hash(prev_height)
-        require(found is not None, "a leader has what it names")
-        assert found is not None
+        if found is None:
+            raise InvariantViolation("a leader has what it names")
         term, certificate = self._parts.term, self._parts.commit.certificate
         self._parts.outbox.send(member, Append(term, prev_height, *found, entries, certificate))
 

@@ -11,7 +11,7 @@ and ends at last; parents link.
 from collections.abc import Sequence
 
 from consensus.configuration import ConfigurationHistory
-from consensus.errors import require
+from consensus.errors import InvariantViolation, require
 from consensus.messages import Entry
 from consensus.ports import LogReader, Restored
 from consensus.writes import Writes
@@ -61,8 +61,8 @@ class Log:
 
     def _require_term_hash(self, height: int) -> tuple[int, bytes]:
         found = self.term_hash(height)
-        require(found is not None, f"the disk holds height {height} of its own log")
-        assert found is not None
+        if found is None:
+            raise InvariantViolation(f"the disk does not hold height {height} of its own log")
         return found
 
     def term(self, height: int) -> int:

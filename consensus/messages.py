@@ -45,7 +45,10 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """One voter's statement that the block is durable on its disk. The term is the carrying message's."""
+    """One voter's statement that the block is durable on its disk. The term is the carrying message's.
+
+    Learners make none: the height of their AppendReply says as much.
+    """
 
     height: int
     hash: bytes
@@ -119,10 +122,10 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AppendReply:
-    """ACCEPTED: the log holds the leader's entries up to `height`, durably; `acknowledgements` sign those of this term.
+    """ACCEPTED: the log holds the leader's entries up to `height`, on the disk; `acknowledgements` sign some of them.
 
-    CONFLICT: the log has no `rejected_height` with the term and hash that the leader named; `height` and `hint_term`
-    are where the leader should look for the common prefix.
+    CONFLICT: the log has no `rejected_height` with the term and hash that the leader named; the common prefix is not
+    above `height`, whose term here is `hint_term`.
     REFUSED: the block at `height` breaks a rule of the ledger, which `reason` names.
     """
 

@@ -104,6 +104,8 @@ def decode_block(
     for item in wire.transactions:
         found = known(transaction_hash(item)) if known else None
         transactions.append(found if found is not None else decode_transaction(item))
+    if len({transaction.hash for transaction in transactions}) != len(transactions):
+        raise Rejection("bad_block", "it holds the same signed transaction twice")
     if header.count != len(transactions) or header.tx_root != tx_root(transactions):
         raise Rejection("bad_block", "tx_root or count does not match the transactions")
     return Block(header, block_hash(wire.header), wire.header, wire.signature, tuple(transactions), data)

@@ -148,7 +148,7 @@ def _require_known(value: Any) -> None:
     if not isinstance(value, dict):
         raise Rejection("bad_structure", "an envelope is a map")
     if value.get("format") != FORMAT:
-        raise Rejection("unknown_format", f"envelope format {value.get('format')!r}"[:64])
+        raise Rejection("unknown_format", "this envelope format is not known here")
     actions = value.get("actions")
     for action in actions if isinstance(actions, list) else ():
         name = action.get("do") if isinstance(action, dict) else None

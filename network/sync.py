@@ -8,7 +8,8 @@ them. An answer that nobody waits for (any more) is dropped and counted.
 | REQUESTS_MAX unanswered questions to one peer | FetchFailed("busy"), nothing is sent |
 | `fetch_timeout_ms` | FetchFailed("timed_out") |
 | the link to or from the peer ends | FetchFailed("disconnected") |
-| an answer's size (`messages`) | the server stops before it, the asker asks for the rest; blocks that reach no certificate within it are not sent at all, and counted |
+| an answer's size (`messages`) | the server stops before it, the asker asks for the rest |
+| blocks that reach no certificate within it | nothing is sent, counted too_large |
 """
 
 import asyncio

@@ -23,7 +23,6 @@ from storage.store import Store
 
 # Certificates that wait for their block to execute; the oldest are dispensable, as the newest covers them.
 CERTIFICATES_MAX = 1024
-EXPIRE_EVERY_S = 1.0
 WRITES_MAX = 32
 
 
@@ -55,7 +54,6 @@ class Executor:
         self._target = store.executed_height
         self._work = asyncio.Event()
         self._writes: asyncio.Queue[Commit] = asyncio.Queue(WRITES_MAX)
-        self._expired_at_s = time.monotonic()
         self._reached: list[tuple[int, asyncio.Future[None]]] = []
 
     def certified(self, certificate: Certificate) -> None:
@@ -113,9 +111,7 @@ class Executor:
             pooled = self._pool.remove(transaction.id)
             if pooled is not None:
                 self._metrics.commit_seconds.observe(now_s - pooled.arrived_s)
-        if now_s - self._expired_at_s >= EXPIRE_EVERY_S:
-            self._expired_at_s = now_s
-            self._tracker.dropped(self._pool.expire(block.header.time))
+        self._tracker.dropped(self._pool.expire(block.header.time))
         self._tail.executed(block.header.height)
         self._tracker.committed(block.header.height, tuple(transaction.id for transaction in block.transactions))
         if self._store.sealed_height is not None:

@@ -174,6 +174,7 @@ class Node:
             self.pool,
             self.tail,
             now_ms=self._now_ms,
+            block_time_ms=self._block_time_ms,
             seal_delay_ms=settings.seal_delay_ms,
             last_busy_height=self._last_busy_height(),
         )

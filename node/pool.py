@@ -70,6 +70,7 @@ class Pool:
         self._id_by_hash: dict[bytes, bytes] = {}
         self._body: dict[bytes, tuple[bytes, int]] = {}
         self._all = _Use()
+        self._earliest_until: int | None = None
         self._members: dict[bytes, _Use] = {}
         self._organisations: dict[str, _Use] = {}
 
@@ -87,6 +88,11 @@ class Pool:
     def size(self) -> int:
         """Bytes held, bodies included."""
         return self._all.size
+
+    @property
+    def earliest_until(self) -> int | None:
+        """No waiting transaction has an `until` before this; None when none has waited since the last expiry."""
+        return self._earliest_until
 
     def get(self, tx_id: bytes) -> Pooled | None:
         return self._by_id.get(tx_id)
@@ -113,6 +119,8 @@ class Pool:
             self._organisations.get(organisation), size, self._limits.organisation_share, "the organisation's"
         )
         self._require_room(self._members.get(member), size, self._limits.member_share, "the member's")
+        until = transaction.envelope.until
+        self._earliest_until = until if self._earliest_until is None else min(until, self._earliest_until)
         self._by_id[transaction.id] = Pooled(transaction, kept, organisation, size, time.monotonic())
         self._id_by_hash[transaction.hash] = transaction.id
         for reference, body in zip(transaction.envelope.bodies, kept, strict=True):
@@ -142,9 +150,13 @@ class Pool:
 
     def expire(self, block_time_ms: int) -> list[bytes]:
         """Remove and return the ids whose `until` is before `block_time_ms`, the time of a committed block."""
+        if self._earliest_until is None or self._earliest_until >= block_time_ms:
+            return []
         gone = [tx_id for tx_id, pooled in self._by_id.items() if pooled.transaction.envelope.until < block_time_ms]
         for tx_id in gone:
             self.remove(tx_id)
+        left = (pooled.transaction.envelope.until for pooled in self._by_id.values())
+        self._earliest_until = min(left, default=None)
         return gone
 
     def take(

@@ -31,6 +31,7 @@ class Proposer:
         tail: Tail,
         *,
         now_ms: Callable[[], int],
+        block_time_ms: Callable[[], int],
         seal_delay_ms: int,
         last_busy_height: int,
     ) -> None:
@@ -40,6 +41,7 @@ class Proposer:
         self._pool = pool
         self._tail = tail
         self._now_ms = now_ms
+        self._block_time_ms = block_time_ms
         self._seal_delay_s = seal_delay_ms / 1000
         self._last_busy_height = last_busy_height
         self._seal_timer: asyncio.TimerHandle | None = None
@@ -80,8 +82,13 @@ class Proposer:
         chosen = self._pool.take(
             self._parameters.block_transactions_max, self._parameters.block_bytes_max, self._tail, fits
         )
-        if chosen:
+        if chosen or self._someone_waits_past(now_ms):
             self._driver.propose(chosen)
+
+    def _someone_waits_past(self, now_ms: int) -> bool:
+        """Whether only a newer block time lets the pool say "dropped"; it also shows the others a clock far ahead."""
+        until = self._pool.earliest_until
+        return until is not None and self._block_time_ms() <= until < now_ms
 
     def _unsealed(self) -> bool:
         sealed = self._store.sealed_height

@@ -31,8 +31,8 @@ from storage.schema import Evidence, ExecutedRecord, Link, LogRecord
 PROBLEMS_MAX = 100
 
 _STAMP_BYTES = 8
-# Tables whose values belong to one height for ever, so that they compare even where the replay stopped
-below the # executed height. _LASTING = b"rcxth"
+# Tables whose values belong to one height for ever: they compare even where the replay stopped too early.
+_LASTING = b"rcxth"
 
 T = TypeVar("T")
 
@@ -311,8 +311,7 @@ class _Check:
         return certificate
 
     def _claims_certificate(self, height: int) -> bool:
-        """Whether the stored roots say that this very height has a certificate. `compare` checks the roots.
-        """
+        """Whether the stored roots say that this very height has a certificate. `compare` checks the roots."""
         try:
             data = self._kv.get(schema.roots_key(height))
             return data is not None and schema.decode_roots(data, height).certified == height

@@ -33,6 +33,8 @@ class LevelDb:
         self._sync = sync
         self._broken: str | None = None
         is_new = not path.exists()
+        if not create and not (path / "CURRENT").is_file():
+            raise StorageFailure(f"{path} cannot be opened: it holds no database")
         try:
             if create:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from carequorum.cli import check, devnet, genesis, keys, member, network, node, 
 from carequorum.cli.output import FAILED, CommandError
 from carequorum.devnet import DevnetError
 from ledger.errors import Rejection
+from storage.port import StorageFailure
 
 app = typer.Typer(
     name="carequorum",
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130)
     except CommandError as error:
         return _fail(str(error), error.code)
-    except (DevnetError, Rejection, OSError) as error:
+    except (DevnetError, Rejection, StorageFailure, OSError) as error:
         return _fail(str(error), FAILED)
     return code if isinstance(code, int) else 0
 

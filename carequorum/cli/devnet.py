@@ -17,9 +17,7 @@ Directory = Annotated[
     Path,
     typer.Option("--dir", envvar="CAREQUORUM_DEVNET", help="The network's folder; it holds all its keys."),
 ]
-Chosen = Annotated[
-    list[str] | None, typer.Argument(metavar="[NODE]...", help="Node ids; all if none is given.")
-]
+Chosen = Annotated[list[str] | None, typer.Argument(metavar="[NODE]...", help="Node ids; all if none is given.")]
 
 
 @app.command(epilog="Example: carequorum devnet up --nodes 4 --dir build/devnet")
@@ -95,30 +93,23 @@ def _chosen(network: Devnet, ids: list[str] | None) -> list[DevnetNode]:
 
 
 def _start(network: Devnet, nodes: list[DevnetNode]) -> None:
-    with progress("starting daemons", len(nodes)) as advance:
-        network.start(nodes, on_ready=lambda node: advance(1))
+    ready: list[DevnetNode] = []
+    with progress("starting daemons") as show:
+
+        def note(node: DevnetNode) -> None:
+            ready.append(node)
+            show(len(ready), len(nodes))
+
+        network.start(nodes, on_ready=note)
 
 
 def _show(network: Devnet, as_json: bool) -> None:
     found = network.status()
-    rows: list[list[object]] = [
-        ["NODE", "PID", "READY", "ROLE", "TERM", "COMMITTED", "SEALED", "PROVIDER PORT"]
-    ]
+    rows: list[list[object]] = [["NODE", "PID", "READY", "ROLE", "TERM", "COMMITTED", "SEALED", "PROVIDER PORT"]]
     for node in found:
-        view = node.network or {}
-        heights = view.get("heights", {})
-        rows.append(
-            [
-                node.id,
-                node.pid,
-                "yes" if node.ready else "no",
-                view.get("role"),
-                view.get("term"),
-                heights.get("committed"),
-                heights.get("sealed"),
-                node.url,
-            ]
-        )
+        view = node.network
+        said = [view.role, view.term, view.heights.committed, view.heights.sealed] if view else [None] * 4
+        rows.append([node.id, node.pid, "yes" if node.ready else "no", *said, node.url])
     emit(as_json, {"dir": str(network.directory), "nodes": msgspec.to_builtins(found)}, columns(rows))
 
 

@@ -10,8 +10,8 @@ import typer
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from carequorum.cli.options import AsJson
-from carequorum.cli.output import USAGE, CommandError, emit
+from carequorum.cli.options import AsJson, parse_hex
+from carequorum.cli.output import USAGE, CommandError, emit, write_new
 from ledger.errors import Rejection
 from ledger.genesis import FORMAT, Genesis, Node, Organisation, Parameters, genesis_from_json
 
@@ -64,11 +64,7 @@ def new(
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise CommandError(f"{plan}: {error}", USAGE) from None
     genesis = _genesis(planned, plan.parent)
-    try:
-        with out.open("x") as file:
-            file.write(genesis.to_json())
-    except FileExistsError:
-        raise CommandError(f"{out} exists; a network has one genesis", USAGE) from None
+    write_new(out, genesis.to_json().encode("utf-8"), 0o644)
     chain = genesis.chain_id().hex()
     emit(as_json, {"chain": chain, "file": str(out)}, [f"chain  {chain}", f"file   {out}"])
 
@@ -83,7 +79,7 @@ def _genesis(plan: _Plan, folder: Path) -> Genesis:
         ],
         organisations=[
             Organisation(
-                [_key(key, f"admin_keys of {each.id}") for key in each.admin_keys],
+                [parse_hex(key, 32, f"an admin key of {each.id}") for key in each.admin_keys],
                 each.id,
                 each.kind,
                 each.name,
@@ -102,10 +98,3 @@ def _der(path: Path) -> bytes:
         return x509.load_pem_x509_certificate(path.read_bytes()).public_bytes(Encoding.DER)
     except ValueError:
         raise Rejection("bad_certificate", f"{path} is not a PEM certificate") from None
-
-
-def _key(text: str, where: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        raise CommandError(f"{where}: {text[:80]!r} is not hex", USAGE) from None

@@ -1,6 +1,5 @@
 """`carequorum keys`: wallets for members, keys and certificates for nodes."""
 
-import os
 import secrets
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +7,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from carequorum.cli.options import AsJson, PassphraseFile, passphrase
-from carequorum.cli.output import USAGE, CommandError, columns, emit
+from carequorum.cli.options import AsJson, GenesisFile, PassphraseFile, access, parse_hex, passphrase
+from carequorum.cli.output import USAGE, CommandError, columns, emit, write_new
 from carequorum.wallet import FILE_BYTES_MAX, Wallet, read_passphrase, read_private
 from ledger.finality import NodeId
 from ledger.keys import SigningKey
@@ -20,9 +19,7 @@ app = typer.Typer(help="Wallets for members, keys and certificates for nodes.")
 File = Annotated[Path, typer.Argument(help="The wallet, or the node's private key (PEM); mode 0600.")]
 
 
-@app.command(
-    epilog="Example: carequorum keys new dr-lee.wallet    carequorum keys new node.key --node riverside"
-)
+@app.command(epilog="Example: carequorum keys new dr-lee.wallet    carequorum keys new node.key --node riverside")
 def new(
     file: File,
     node: Annotated[
@@ -46,8 +43,8 @@ def new(
         raise CommandError(f"--node {node}: {error}", USAGE) from None
     seed = secrets.token_bytes(32)
     certificate = Path(f"{file}.crt")
-    _create(file, key_pem(seed, read_passphrase(passphrase_file) if passphrase_file else None), 0o600)
-    _create(certificate, certificate_pem(make_certificate(seed, node_id)).encode(), 0o644)
+    write_new(file, key_pem(seed, read_passphrase(passphrase_file) if passphrase_file else None), 0o600)
+    write_new(certificate, certificate_pem(make_certificate(seed, node_id)).encode(), 0o644)
     _show({"node": node_id, "key": SigningKey(seed).public.hex(), "certificate": str(certificate)}, as_json)
 
 
@@ -57,17 +54,29 @@ def show(
     organisation: Annotated[
         str | None, typer.Option(metavar="ID", help="Also the handle of this patient's records there.")
     ] = None,
+    prove_to: Annotated[
+        str | None, typer.Option(metavar="HEX", help="Also the proof that this account needs to register the key.")
+    ] = None,
+    genesis: GenesisFile = None,
     passphrase_file: PassphraseFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what others may know: a node's key; a wallet's account, key and subject handle. No secrets."""
+    """Show what others may know: a node's key; a wallet's account, key and subject handle. No secrets.
+
+    --prove-to takes the account of the admin who registers the wallet, or, for a change of keys, the account
+    that changes; and --genesis, as the proof holds for one network.
+    """
     data = read_private(file, FILE_BYTES_MAX)
     if data.startswith(b"-----BEGIN"):
         seed = seed_from_pem(data, read_passphrase(passphrase_file) if passphrase_file else None)
         _show({"key": SigningKey(seed).public.hex()}, as_json)
         return
     wallet = Wallet.open(file, passphrase(passphrase_file, f"passphrase of {file}"))
-    _show(_wallet_facts(wallet, organisation), as_json)
+    facts = _wallet_facts(wallet, organisation)
+    if prove_to is not None:
+        chain = access(None, genesis, None).genesis.chain_id()
+        facts["proof"] = wallet.possession_proof(chain, parse_hex(prove_to, 32, "--prove-to")).hex()
+    _show(facts, as_json)
 
 
 def _wallet_facts(wallet: Wallet, organisation: str | None) -> dict[str, str]:
@@ -79,13 +88,3 @@ def _wallet_facts(wallet: Wallet, organisation: str | None) -> dict[str, str]:
 
 def _show(facts: dict[str, str], as_json: bool) -> None:
     emit(as_json, facts, columns(list(facts.items())))
-
-
-def _create(path: Path, data: bytes, mode: int) -> None:
-    """A new file with this mode from its first moment on."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    except FileExistsError:
-        raise CommandError(f"{path} exists and will not be overwritten", USAGE) from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)

@@ -15,9 +15,9 @@ import typer
 from carequorum.cli.output import USAGE, CommandError
 from carequorum.client import Client
 from carequorum.devnet import Devnet
+from carequorum.verify import load_genesis
 from carequorum.wallet import Wallet, read_passphrase
-from ledger.errors import Rejection
-from ledger.genesis import GENESIS_BYTES_MAX, Genesis, read_genesis
+from ledger.genesis import Genesis
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 At = Annotated[
@@ -33,9 +33,7 @@ GenesisFile = Annotated[
 ]
 Url = Annotated[
     list[str] | None,
-    typer.Option(
-        envvar="CAREQUORUM_URL", help="A node's provider port, http://host:port; repeat for more nodes."
-    ),
+    typer.Option(envvar="CAREQUORUM_URL", help="A node's provider port, http://host:port; repeat for more nodes."),
 ]
 WalletFile = Annotated[
     Path | None, typer.Option("--wallet", envvar="CAREQUORUM_WALLET", help="The member's wallet file.")
@@ -62,9 +60,7 @@ class Access:
         """Raises CommandError without a wallet, Rejection if it does not open."""
         if self.wallet_file is None:
             raise CommandError("whose wallet? give --wallet (or --at)", USAGE)
-        return Wallet.open(
-            self.wallet_file, passphrase(self.passphrase_file, f"passphrase of {self.wallet_file}")
-        )
+        return Wallet.open(self.wallet_file, passphrase(self.passphrase_file, f"passphrase of {self.wallet_file}"))
 
     def client(self, wallet: Wallet | None = None) -> Client:
         """A client for the nodes. Raises CommandError without an address."""
@@ -94,16 +90,6 @@ def access(
     return Access(found, url or [node.url], wallet, passphrase_file)
 
 
-def load_genesis(path: Path) -> Genesis:
-    """Read a genesis file. Raises Rejection, OSError."""
-    with path.open("rb") as file:
-        data = file.read(GENESIS_BYTES_MAX + 1)
-    try:
-        return read_genesis(data)
-    except Rejection as error:
-        raise Rejection(error.code, f"{path}: {error.detail}") from None
-
-
 def passphrase(file: Path | None, prompt: str, *, confirm: bool = False) -> bytes:
     """The passphrase in `file`, or typed by the person at the terminal (twice where it is a new one)."""
     if file is not None:
@@ -116,12 +102,12 @@ def passphrase(file: Path | None, prompt: str, *, confirm: bool = False) -> byte
     return typed.encode("utf-8")
 
 
-def parse_id(text: str, what: str) -> bytes:
-    """32 bytes from 64 hex digits, or CommandError naming what they were to be."""
+def parse_hex(text: str, length: int, what: str) -> bytes:
+    """Exactly `length` bytes from hex, or CommandError naming what they were to be."""
     try:
         value = bytes.fromhex(text)
     except ValueError:
         value = b""
-    if len(value) != 32:
-        raise CommandError(f"{what} is 64 hex digits, not {text[:80]!r}", USAGE)
+    if len(value) != length:
+        raise CommandError(f"{what} is {2 * length} hex digits, not {text[:80]!r}", USAGE)
     return value

@@ -1,9 +1,11 @@
 """What a command prints: its answer on stdout, progress on stderr, and errors as one line."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -34,15 +36,12 @@ def columns(rows: Sequence[Sequence[object]]) -> list[str]:
     """Rows of equal length as aligned lines, however wide the terminal: they are made to be cut and piped."""
     cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))] if cells else []
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr while the block runs, if that is a terminal. Yields `advance(steps)`."""
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while the block runs, if that is a terminal. Yields `show(done, of)`."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -53,5 +52,15 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         disable=not sys.stderr.isatty(),
     )
     with bar:
-        task = bar.add_task(what, total=total)
-        yield lambda steps: bar.advance(task, steps)
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+def write_new(path: Path, data: bytes, mode: int) -> None:
+    """A new file with this mode from its first moment on. Raises CommandError if there is one already."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        raise CommandError(f"{path} exists and will not be overwritten", USAGE) from None
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)

@@ -22,7 +22,5 @@ def write_histories(folder: Path, seed: int) -> None:
         if number % 2:
             bundle = carebundle.generate_bundle(profile=profile, seed=seed, index=number, sex=sex)
         else:
-            bundle = carebundle.generate_history(
-                profile=profile, seed=seed, index=number, sex=sex, visits=VISITS
-            )
+            bundle = carebundle.generate_history(profile=profile, seed=seed, index=number, sex=sex, visits=VISITS)
         (folder / f"patient-{number:02}.json").write_text(carebundle.to_json(bundle), encoding="utf-8")

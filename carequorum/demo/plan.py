@@ -61,9 +61,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     def items_of(self, hospital: str) -> list[int]:
         """The places of the items that this hospital writes, in order."""
-        return [
-            place for place, item in enumerate(self.items) if self.patients[item.patient].hospital == hospital
-        ]
+        return [place for place, item in enumerate(self.items) if self.patients[item.patient].hospital == hospital]
 
     def urls_from(self, hospital: str) -> list[str]:
         """Every provider port, this hospital's first, then the others in turn."""

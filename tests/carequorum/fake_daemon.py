@@ -44,12 +44,19 @@ def main() -> None:
     genesis = genesis_from_json((folder / config["node"]["genesis"]).read_text())
     leads = (folder / "leads").exists()
     Handler.view = {
-        "node": folder.name,
+        "network": genesis.network,
         "chain": genesis.chain_id().hex(),
+        "node": folder.name,
+        "organisation": folder.name,
+        "role": "leader" if leads else "follower",
         "leader": folder.name if leads else None,
         "term": 7 if leads else 6,
-        "role": "leader" if leads else "follower",
+        "barred": False,
+        "time": 0,
         "heights": {"committed": 3, "executed": 3, "last": 3, "sealed": 2},
+        "head": {"height": 3, "hash": "aa" * 32, "history_root": "bb" * 32, "state_root": "cc" * 32},
+        "members": [],
+        "evidence": [],
     }
     HTTPServer(("127.0.0.1", config["provider"]["port"]), Handler).serve_forever()
 

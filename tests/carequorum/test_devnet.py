@@ -142,9 +142,7 @@ def test_a_daemon_that_ends_at_once_is_reported_with_its_last_words(network: Dev
         network.start(network.nodes)
 
 
-def test_a_daemon_that_does_not_get_ready_in_time_is_named(
-    network: Devnet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_daemon_that_does_not_get_ready_in_time_is_named(network: Devnet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devnet, "DAEMON", (sys.executable, "-c", "import signal; signal.pause()"))
     with pytest.raises(DevnetError, match=r"not ready within 0\.1 s: riverside"):
         network.start(network.nodes[:1], timeout_s=0.1)

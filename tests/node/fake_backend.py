@@ -1,14 +1,15 @@
 """A node without consensus for the provider port: real store, real admission, and commits on demand."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from ledger.block import decode_block
+from consensus.messages import HardState
+from ledger.block import Block, decode_block
+from ledger.contracts import identity
 from ledger.contracts.context import read_as
 from ledger.contracts.records import Record, Subject, record_path, subject_path
 from ledger.errors import Rejection
-from ledger.execution import check_member
 from ledger.genesis import Genesis
 from ledger.request import ReadRequest
 from node.admission import Admission
@@ -26,7 +27,7 @@ from node.metrics import Metrics
 from node.pool import Pool, PoolLimits
 from tests.fakes.disk import PowerLossDisk
 from tests.ledger.founding import NOW_MS, ORGANISATIONS
-from tests.storage.chains import Chain
+from tests.storage.chains import Chain, certify, entry_of
 
 BLOCK_BYTES_MAX = 2 * 1024 * 1024
 
@@ -65,9 +66,14 @@ class FakeBackend:
             for reference, body in zip(each.transaction.envelope.bodies, each.bodies, strict=True)
         }
         block = self.chain.seal(*(each.transaction for each in pooled if each is not None))
-        self.chain.put(block, bodies)
-        self.chain.put(self.chain.seal(), {})
+        self.append(block, bodies)
+        self.append(self.chain.seal(), {})
         self.committed.set()
+
+    def append(self, block: Block, bodies: Mapping[bytes, bytes]) -> None:
+        store = self.chain.store
+        store.persist(None, [entry_of(block)], bodies, HardState(block.header.term, None))
+        store.commit(block, certify(block))
 
     def now_ms(self) -> int:
         return self.clock_ms
@@ -102,8 +108,6 @@ class FakeBackend:
         return TxStatus("sealed" if sealed else "committed", place.height, place.index, place.code)
 
     def receipt(self, tx_id: bytes) -> bytes:
-        if self.chain.store.tx_status(tx_id) is None:
-            raise Rejection("unknown_transaction", "this node knows no such transaction")
         return self.chain.store.receipt(tx_id)
 
     def heights(self) -> Heights:
@@ -133,9 +137,7 @@ class FakeBackend:
     def body(self, commitment: bytes) -> bytes | None:
         return self.chain.store.body(commitment)
 
-    def subject_records(
-        self, subject: bytes, before: bytes | None, limit: int
-    ) -> list[tuple[bytes, Record]]:
+    def subject_records(self, subject: bytes, before: bytes | None, limit: int) -> list[tuple[bytes, Record]]:
         head = read_as(self.state, Subject, subject_path(subject))
         following = head.head if head is not None else None
         if before is not None:
@@ -152,7 +154,7 @@ class FakeBackend:
         return found
 
     def check_reader(self, request: ReadRequest) -> None:
-        check_member(self.state, request)
+        identity.check_key(self.state, request.by, request.key)
 
     def network(self) -> NetworkView:
         store = self.chain.store

@@ -66,9 +66,15 @@ async def transact(
 
 
 async def register(cluster: Cluster, name: str, role: identity.Role = "clinician", hospital_index: int = 0) -> None:
-    """Register `name` at its own hospital and see it committed there."""
+    """Register `name` at its own hospital and see it executed at every running node."""
     await cluster.until(lambda: cluster.leader() is not None)
     node_id = hospital(hospital_index)
     now_ms = cluster.members[node_id].running.backend.now_ms()
     transaction = registration(cluster, name, role, hospital_index, now_ms)
     assert await transact(cluster, node_id, transaction) == "ok"
+    await cluster.until(
+        lambda: all(
+            member.node is None or member.node.tracker.status(transaction.id).code == "ok"
+            for member in cluster.members.values()
+        )
+    )

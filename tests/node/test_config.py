@@ -1,6 +1,7 @@
 import re
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -84,7 +85,7 @@ def test_the_example_shows_every_key_with_its_default() -> None:
 
 def test_a_comment_stands_above_every_key_of_the_example() -> None:
     lines = (ROOT / "configs/node.example.toml").read_text().splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in pairwise(lines):
         if re.fullmatch(r"(# )?[a-z_]+ = .+", line):
             assert before.startswith("# "), line
 

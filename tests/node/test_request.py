@@ -97,16 +97,16 @@ def test_another_form_is_refused(value: str) -> None:
 
 
 def test_spare_bits_of_the_last_character_are_not_free() -> None:
-    value = next(
-        each
-        for extra in range(4)
-        if len(data_of(each := sign_request(KEY, BY, "a" * (1 + extra), "GET", PATH, b"{}", NOW))) % 3
-    )
+    """Two tokens for one value: only the one that encoding gives is accepted."""
+    names = ["a", "aa", "aaa"]
+    headers = {name: sign_request(KEY, BY, name, "GET", PATH, b"{}", NOW) for name in names}
+    node, value = next((name, each) for name, each in headers.items() if len(data_of(each)) % 3)
+    verify_request(value, **{**ASKED, "node": node})
     last = value[-1]
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     twin = value[:-1] + alphabet[alphabet.index(last) + 1]
     assert data_of(twin) == data_of(value)
-    assert code(twin, node="a") == "bad_read_request"
+    assert code(twin, node=node) == "bad_read_request"
 
 
 @pytest.mark.parametrize(

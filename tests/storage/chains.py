@@ -12,7 +12,6 @@ from storage.port import KeyValue
 from storage.store import Store
 from tests.ledger.founding import CHAIN, GENESIS, NOW_MS, VOTERS, addition, registration, sign
 
-
 _bodies: dict[bytes, bytes] = {}
 
 

@@ -1,0 +1,136 @@
+"""`carequorum member`: who belongs to an organisation, and with which key."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carequorum.cli.options import (
+    AsJson,
+    At,
+    GenesisFile,
+    PassphraseFile,
+    Url,
+    WalletFile,
+    access,
+    parse_hex,
+    passphrase,
+)
+from carequorum.cli.output import USAGE, CommandError, columns, emit
+from carequorum.client import Client
+from carequorum.submission import Committed
+from carequorum.wallet import Wallet
+from ledger.contracts import identity
+from ledger.keys import account_id
+
+app = typer.Typer(help="Who belongs to an organisation, and with which key.")
+
+Key = Annotated[str | None, typer.Option("--key", metavar="HEX", help="The new public key.")]
+Proof = Annotated[
+    str | None,
+    typer.Option("--proof", metavar="HEX", help="Its holder's proof, from `carequorum keys show --prove-to`."),
+]
+
+
+@app.command(
+    epilog="Example: carequorum member register --at devnet/riverside --role clinician --member-wallet lee.wallet"
+)
+def register(
+    role: Annotated[identity.Role, typer.Option(help="What the member may do.")],
+    member_wallet: Annotated[Path | None, typer.Option(help="The new member's wallet, if it is at hand.")] = None,
+    member_passphrase_file: Annotated[Path | None, typer.Option(help="A 0600 file with its passphrase.")] = None,
+    key: Key = None,
+    proof: Proof = None,
+    at: At = None,
+    genesis: GenesisFile = None,
+    url: Url = None,
+    wallet: WalletFile = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """As an admin, make someone a member of your organisation: by their wallet, or by --key and --proof."""
+    found = access(at, genesis, url, wallet, passphrase_file)
+    admin = found.open_wallet()
+    if member_wallet is not None and key is None and proof is None:
+        member = Wallet.open(member_wallet, passphrase(member_passphrase_file, f"passphrase of {member_wallet}"))
+        new_key = member.public_key
+        new_proof = member.possession_proof(found.genesis.chain_id(), admin.account)
+    elif member_wallet is None and key is not None and proof is not None:
+        new_key, new_proof = parse_hex(key, 32, "--key"), parse_hex(proof, 64, "--proof")
+    else:
+        raise CommandError("give either --member-wallet or --key with --proof", USAGE)
+
+    async def run() -> Committed:
+        async with found.client(admin) as client:
+            return await client.register_member(new_key, new_proof, role)
+
+    _show(asyncio.run(run()), account_id(new_key), as_json)
+
+
+@app.command(epilog="Example: carequorum member rotate --at devnet/riverside --wallet lee.wallet")
+def rotate(
+    account: Annotated[
+        str | None, typer.Option(metavar="HEX", help="Another member's account, as its admin.")
+    ] = None,
+    key: Key = None,
+    proof: Proof = None,
+    at: At = None,
+    genesis: GenesisFile = None,
+    url: Url = None,
+    wallet: WalletFile = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replace your own key by a new one; or, as an admin, another's by --account, --key and --proof.
+
+    The new key is in the wallet before anything is sent. After a crash, run it again.
+    """
+    given = [option is not None for option in (account, key, proof)]
+    if any(given) and not all(given):
+        raise CommandError("another's key takes all of --account, --key and --proof", USAGE)
+    found = access(at, genesis, url, wallet, passphrase_file)
+    signer = found.open_wallet()
+
+    async def run() -> tuple[Committed, bytes]:
+        async with found.client(signer) as client:
+            if account is None or key is None or proof is None:
+                return await client.rotate(), signer.account
+            other = parse_hex(account, 32, "--account")
+            action = identity.Rotate(
+                account=other,
+                new_key=parse_hex(key, 32, "--key"),
+                proof=parse_hex(proof, 64, "--proof"),
+                version=(await client.account(other)).version,
+            )
+            return await client.transact([action]), other
+
+    committed, whose = asyncio.run(run())
+    _show(committed, whose, as_json)
+
+
+@app.command(epilog="Example: carequorum member revoke ACCOUNT --at devnet/riverside")
+def revoke(
+    account: Annotated[str, typer.Argument(help="The member's account, 64 hex digits.")],
+    at: At = None,
+    genesis: GenesisFile = None,
+    url: Url = None,
+    wallet: WalletFile = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """As an admin, end a membership of your organisation, for ever."""
+    whose = parse_hex(account, 32, "ACCOUNT")
+    found = access(at, genesis, url, wallet, passphrase_file)
+    signer = found.open_wallet()
+
+    async def run() -> Committed:
+        async with found.client(signer) as client:
+            return await client.revoke(whose)
+
+    _show(asyncio.run(run()), whose, as_json)
+
+
+def _show(committed: Committed, account: bytes, as_json: bool) -> None:
+    facts = {"account": account.hex(), "transaction": committed.id.hex(), "height": committed.height}
+    emit(as_json, facts, columns(list(facts.items())))

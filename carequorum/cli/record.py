@@ -1,0 +1,219 @@
+"""`carequorum record`: sealed records, by their authors and for their patients."""
+
+import asyncio
+import base64
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carequorum import fhir
+from carequorum.cli.options import (
+    Access,
+    AsJson,
+    At,
+    GenesisFile,
+    PassphraseFile,
+    Url,
+    WalletFile,
+    access,
+    parse_hex,
+)
+from carequorum.cli.output import CommandError, columns, emit, progress, write_new
+from carequorum.client import OpenedRecord
+from carequorum.importing import Imported, NewRecord, add_records
+from carequorum.sealing import CONTENT_BYTES_MAX
+from ledger.contracts.records import Record
+from ledger.errors import Rejection
+
+app = typer.Typer(help="Sealed records, by their authors and for their patients.")
+
+PatientAccount = Annotated[
+    str, typer.Option("--patient", metavar="HEX", help="The patient's account; its proven key gets to read.")
+]
+Subject = Annotated[
+    str,
+    typer.Option(
+        metavar="HEX", help="The handle of the patient's records here (`keys show --organisation`, by the patient)."
+    ),
+]
+
+
+@app.command(
+    epilog="Example: carequorum record add note.json --patient HEX --subject HEX --at devnet/riverside "
+    "--wallet lee.wallet"
+)
+def add(
+    file: Annotated[Path, typer.Argument(help="What to seal, byte for byte.")],
+    patient: PatientAccount,
+    subject: Subject,
+    content_type: Annotated[str, typer.Option(help="Its media type; sealed too.")] = fhir.CONTENT_TYPE,
+    at: At = None,
+    genesis: GenesisFile = None,
+    url: Url = None,
+    wallet: WalletFile = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """As a clinician, seal one file to its patient and yourself, and add it as a record."""
+    found = access(at, genesis, url, wallet, passphrase_file)
+    with file.open("rb") as source:
+        content = source.read(CONTENT_BYTES_MAX + 1)
+    (imported,) = asyncio.run(_add(found, [(str(file), content)], 1, content_type, patient, subject, 1))
+    facts = _facts(imported)
+    emit(as_json, facts, columns(list(facts.items())))
+
+
+@app.command(
+    "import",
+    epilog="Example: carequorum record import history.json --patient HEX --subject HEX --at devnet/riverside "
+    "--wallet lee.wallet",
+)
+def import_(
+    path: Annotated[Path, typer.Argument(help="A FHIR R4 resource, Bundle or NDJSON file, or a folder of them.")],
+    patient: PatientAccount,
+    subject: Subject,
+    in_flight: Annotated[int, typer.Option(min=1, max=256, help="How many at once.")] = 16,
+    at: At = None,
+    genesis: GenesisFile = None,
+    url: Url = None,
+    wallet: WalletFile = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """As a clinician, add every resource of a patient's history as a sealed record of its own."""
+    found = access(at, genesis, url, wallet, passphrase_file)
+    # Read to the end before anything is written: a source with a fault in it is refused whole.
+    total = sum(1 for _ in fhir.read_path(path))
+    sources = ((f"{each.source}:{each.offset}", each.data) for each in fhir.read_path(path))
+    imported = asyncio.run(_add(found, sources, total, fhir.CONTENT_TYPE, patient, subject, in_flight))
+    emit(as_json, {"records": [_facts(each) for each in imported]}, [f"{len(imported)} records added"])
+
+
+@app.command("list", epilog="Example: carequorum record list --at devnet/lakeview --wallet rosa.wallet")
+def list_(
+    subject: Annotated[
+        str | None, typer.Option(metavar="HEX", help="A handle; by default your own at your organisation.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The newest so many.")] = 100,
+    at: At = None,
+    genesis: GenesisFile = None,
+    url: Url = None,
+    wallet: WalletFile = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """The records under one handle, newest first."""
+    found = access(at, genesis, url, wallet, passphrase_file)
+    member = found.open_wallet()
+
+    async def run() -> dict[bytes, Record]:
+        async with found.client(member) as client:
+            if subject is not None:
+                handle = parse_hex(subject, 32, "--subject")
+            else:
+                handle = member.subject_handle((await client.account(member.account)).organisation)
+            return await client.records(handle, limit=limit)
+
+    records = asyncio.run(run())
+    documents = [
+        {
+            "record": record.hex(),
+            "time": _time(entry),
+            "organisation": entry.organisation,
+            "author": entry.author.hex(),
+            "size_bytes": entry.body.size,
+            "height": entry.height,
+            "transaction": entry.transaction.hex(),
+        }
+        for record, entry in records.items()
+    ]
+    rows = [[each["record"], each["time"], each["organisation"], each["size_bytes"]] for each in documents]
+    emit(as_json, {"records": documents}, columns([["RECORD", "TIME", "ORGANISATION", "SEALED BYTES"], *rows]))
+
+
+@app.command("open", epilog="Example: carequorum record open RECORD --at devnet/lakeview --wallet rosa.wallet")
+def open_(
+    record: Annotated[str, typer.Argument(help="The record's id, 64 hex digits.")],
+    out: Annotated[Path | None, typer.Option(help="A new 0600 file for the content, instead of stdout.")] = None,
+    at: At = None,
+    genesis: GenesisFile = None,
+    url: Url = None,
+    wallet: WalletFile = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove a record, fetch its sealed body, and open it with your keys. The content comes byte for byte."""
+    record_id = parse_hex(record, 32, "RECORD")
+    found = access(at, genesis, url, wallet, passphrase_file)
+    member = found.open_wallet()
+
+    async def run() -> OpenedRecord:
+        async with found.client(member) as client:
+            return await client.open_record(record_id)
+
+    opened = asyncio.run(run())
+    content = opened.content
+    facts = {
+        "record": record,
+        "content_type": content.content_type,
+        "bytes": len(content.data),
+        "time": _time(opened.record),
+        "organisation": opened.record.organisation,
+        "author": opened.record.author.hex(),
+    }
+    if out is not None:
+        write_new(out, content.data, 0o600)
+        emit(as_json, {**facts, "file": str(out)}, columns([*facts.items(), ("file", out)]))
+    elif as_json:
+        emit(True, {**facts, "content": base64.b64encode(content.data).decode("ascii")}, [])
+    else:
+        sys.stdout.buffer.write(content.data)
+        sys.stdout.buffer.flush()
+
+
+async def _add(
+    found: Access,
+    sources: Iterable[tuple[str, bytes]],
+    total: int,
+    content_type: str,
+    patient: str,
+    subject: str,
+    in_flight: int,
+) -> list[Imported[str]]:
+    """Add (name, content) pairs as records of one patient."""
+    account, handle = parse_hex(patient, 32, "--patient"), parse_hex(subject, 32, "--subject")
+    author = found.open_wallet()
+    imported: list[Imported[str]] = []
+    with progress("adding records") as show:
+
+        def note(each: Imported[str]) -> None:
+            imported.append(each)
+            show(len(imported), total)
+
+        async with found.client(author) as client:
+            readers = [(await client.account(account)).key]
+            new = (NewRecord(name, content, content_type, handle, readers) for name, content in sources)
+            try:
+                await add_records(client, new, in_flight, note)
+            except Rejection as error:
+                if total > 1:
+                    raise CommandError(f"{error} (after {len(imported)} of {total} records)") from None
+                raise
+    return imported
+
+
+def _facts(imported: Imported[str]) -> dict[str, object]:
+    return {
+        "source": imported.name,
+        "record": imported.added.record.hex(),
+        "transaction": imported.added.committed.id.hex(),
+        "height": imported.added.committed.height,
+    }
+
+
+def _time(entry: Record) -> str:
+    return datetime.fromtimestamp(entry.time / 1000, UTC).isoformat(timespec="milliseconds")

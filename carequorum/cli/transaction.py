@@ -1,0 +1,38 @@
+"""`carequorum tx`: what became of a transaction."""
+
+import asyncio
+from typing import Annotated
+
+import msgspec
+import typer
+
+from carequorum.cli.options import AsJson, At, GenesisFile, Url, access, parse_hex
+from carequorum.cli.output import columns, emit
+from carequorum.submission import TxStatus
+
+app = typer.Typer(help="What became of a transaction.")
+
+
+@app.callback()
+def group() -> None:
+    """What became of a transaction."""
+
+
+@app.command(epilog="Example: carequorum tx status TRANSACTION --at devnet/riverside")
+def status(
+    transaction: Annotated[str, typer.Argument(help="Its id, 64 hex digits.")],
+    at: At = None,
+    genesis: GenesisFile = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """How far it came, by a node's word: unknown, pending, committed, sealed or dropped. Proof is a receipt."""
+    tx_id = parse_hex(transaction, 32, "TRANSACTION")
+    found = access(at, genesis, url)
+
+    async def run() -> TxStatus:
+        async with found.client() as client:
+            return await client.status(tx_id)
+
+    facts = msgspec.to_builtins(asyncio.run(run()))
+    emit(as_json, facts, columns([(key, value) for key, value in facts.items() if value is not None]))

@@ -1,0 +1,303 @@
+"""Who is not let in, and what is not taken from those who are: each with its reason, each counted."""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from dataclasses import replace
+
+import aiohttp
+import msgspec
+import pytest
+
+from consensus.messages import PreVote
+from network.frames import FRAME_BYTES_MAX, MORE, pack
+from network.greeting import Greeter, read_greeting
+from network.messages import Announce, Goodbye, Hello, Lane, kind_of
+from network.port import Peer
+from tests.network.peers import (
+    CHAIN,
+    PATIENCE_S,
+    SETTINGS,
+    Recorder,
+    client_context,
+    greeted_lane,
+    identity,
+    member,
+    network,
+    pair,
+    raw_lane,
+)
+
+PRE_VOTE = pack(PreVote(1, 0, 0)).frames[0]
+
+
+async def goodbye(socket: aiohttp.ClientWebSocketResponse) -> str:
+    """The reason that the accepting side "a" gives, after which it closes."""
+    frame = await socket.receive_bytes(timeout=PATIENCE_S)
+    message = read_greeting(frame)
+    assert isinstance(message, Goodbye)
+    Greeter(identity("b"), CHAIN).check_goodbye(message, "a", identity("a").certificate)
+    assert (await socket.receive(timeout=PATIENCE_S)).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
+    return message.reason
+
+
+async def handshake(address: tuple[str, int], context: ssl.SSLContext) -> None:
+    """A TLS connection; in version 1.3 the client learns of a refusal when it reads."""
+    reader, writer = await asyncio.open_connection(*address, ssl=context)
+    try:
+        await reader.readexactly(1)
+    finally:
+        writer.close()
+
+
+@pytest.mark.asyncio
+async def test_no_certificate() -> None:
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await handshake(a.address, client_context(None, [identity("a").certificate]))
+        await recorder.until(lambda: recorder.counts["connection no_certificate"])
+        assert not a.peers()["b"].receiving
+
+
+@pytest.mark.asyncio
+async def test_a_certificate_that_the_ledger_does_not_name() -> None:
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await handshake(a.address, client_context(identity("stranger"), [identity("a").certificate]))
+        await recorder.until(lambda: recorder.counts["connection unknown_certificate"])
+
+
+@pytest.mark.asyncio
+async def test_an_older_tls() -> None:
+    recorder = Recorder()
+    context = client_context(None, [identity("a").certificate])
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with network("a", recorder, {"b": member("b")}) as a:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await handshake(a.address, context)
+        await recorder.until(lambda: recorder.counts["connection tls"])
+
+
+@pytest.mark.asyncio
+async def test_a_pin_that_was_taken_away() -> None:
+    """The trust anchor stays in the TLS context; the comparison with the pins must refuse on its own."""
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a:
+        a.set_peers({})
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            async with raw_lane(a.address, identity("b")):
+                pass
+        assert caught.value.status == 403
+        assert recorder.counts["connection unknown_certificate"] == 1
+
+
+@pytest.mark.asyncio
+async def test_a_removed_node_gets_a_signed_goodbye() -> None:
+    recorder = Recorder()
+    removed = replace(member("b"), standing="removed")
+    async with network("a", recorder, {"b": removed}) as a, raw_lane(a.address, identity("b")) as socket:
+        assert await goodbye(socket) == "removed"
+        assert recorder.counts["connection removed"] == 1
+        assert a.peers() == {}
+
+
+@pytest.mark.asyncio
+async def test_a_node_removed_while_connected_is_told_and_cut_off() -> None:
+    async with pair() as two:
+        two.a.set_peers({"b": replace(member("b", two.b.address), standing="removed")})
+        await two.at_b.until(lambda: two.at_b.goodbyes)
+        assert two.at_b.goodbyes[0] == ("a", "removed")
+        two.a.send_consensus("b", PreVote(1, 0, 0))
+        assert two.at_a.counts["dropped prevote not_connected"] == 1
+        await two.at_a.until(lambda: two.at_a.counts["connection removed"])
+
+
+@pytest.mark.asyncio
+async def test_another_member_at_the_address_of_a_peer() -> None:
+    """Its certificate is trusted, but it is not the one that was dialled: nothing is said to it."""
+    at_a, at_c = Recorder(), Recorder()
+    async with network("c", at_c, {"a": member("a")}) as c:
+        peers = {"b": member("b", c.address), "c": member("c")}
+        async with network("a", at_a, peers):
+            await at_a.until(lambda: at_a.counts["connection wrong_certificate"])
+        assert at_c.counts["in hello"] == 0
+        assert not at_c.tapped
+
+
+@pytest.mark.asyncio
+async def test_another_chain_is_refused_by_both_sides() -> None:
+    at_a, at_b = Recorder(), Recorder()
+    async with (
+        network("a", at_a, {"b": member("b")}) as a,
+        network("b", at_b, {"a": member("a", a.address)}, chain=b"x" * 32),
+    ):
+        await at_a.until(lambda: at_a.counts["connection wrong_chain"])
+        # The goodbye is signed for another chain, so that the dialling side counts it as a bad frame.
+        await at_b.until(lambda: at_b.counts["connection bad_frame"])
+        assert not at_b.connected
+
+
+@pytest.mark.parametrize(
+    ("hello", "reason"),
+    [
+        (Hello(2, CHAIN, "b"), "protocol_version"),
+        (Hello(1, b"x" * 32, "b"), "wrong_chain"),
+        (Hello(1, CHAIN, "c"), "wrong_node"),
+    ],
+)
+@pytest.mark.asyncio
+async def test_a_hello_that_does_not_fit(hello: Hello, reason: str) -> None:
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a, raw_lane(a.address, identity("b")) as socket:
+        await socket.send_bytes(pack(hello).frames[0])
+        assert await goodbye(socket) == reason
+        assert recorder.counts[f"connection {reason}"] == 1
+
+
+@pytest.mark.asyncio
+async def test_a_hello_of_a_later_version_is_read_although_it_is_longer() -> None:
+    recorder = Recorder()
+    later = msgspec.msgpack.encode([2, CHAIN, "b", {"what": "we cannot know"}])
+    async with network("a", recorder, {"b": member("b")}) as a, raw_lane(a.address, identity("b")) as socket:
+        await socket.send_bytes(bytes((1, 0)) + later)
+        assert await goodbye(socket) == "protocol_version"
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b"\x01", PRE_VOTE, b"\x01\x00\xc1", b"\x01\x80" + msgspec.msgpack.encode([1, CHAIN, "b"])],
+    ids=["empty", "no body", "no hello", "not MessagePack", "unfinished"],
+)
+@pytest.mark.asyncio
+async def test_a_first_frame_that_is_no_hello(frame: bytes) -> None:
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a, raw_lane(a.address, identity("b")) as socket:
+        await socket.send_bytes(frame)
+        assert await goodbye(socket) == "bad_hello"
+
+
+@pytest.mark.asyncio
+async def test_a_path_that_is_no_lane() -> None:
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            async with raw_lane(a.address, identity("b"), path="/v1/transactions"):
+                pass
+        assert caught.value.status == 404
+        assert recorder.counts["connection bad_request"] == 1
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (b"", "bad_frame"),
+        (b"\x10", "bad_frame"),
+        (b"\xff\x00", "unknown_kind"),
+        (pack(Announce([b"i" * 32])).frames[0], "bad_frame"),
+        (pack(Hello(1, CHAIN, "b")).frames[0], "bad_frame"),
+        (b"\x10\x03" + PRE_VOTE[2:], "bad_frame"),
+        (b"\x10\x00\xc1", "bad_message"),
+        (PRE_VOTE + b"\x00", "bad_message"),
+        (b"\x10\x00" + msgspec.msgpack.encode([1, 0, 0, 0]), "bad_message"),
+        (b"\x10\x00" + msgspec.msgpack.encode([-1, 0, 0]), "bad_message"),
+        (b"\x10\x00\xdd\xff\xff\xff\xff", "bad_message"),
+        (b"\x10\x00" + bytes(2_000), "message_too_large"),
+        (b"\x10" + bytes((MORE,)) + bytes(2_000), "message_too_large"),
+    ],
+    ids=[
+        "empty", "one byte", "unknown kind", "wrong lane", "a second hello", "wrong stream", "not MessagePack",
+        "trailing byte", "a field too many", "negative", "a huge array", "too large", "too large in pieces",
+    ],
+)  # fmt: skip
+@pytest.mark.asyncio
+async def test_a_malformed_frame_closes_the_link(frame: bytes, reason: str) -> None:
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a, greeted_lane(a.address, "b") as socket:
+        await socket.send_bytes(frame)
+        assert await goodbye(socket) == reason
+        assert recorder.counts[f"frame {reason}"] == 1
+        assert not recorder.consensus
+
+
+@pytest.mark.asyncio
+async def test_text_closes_the_link() -> None:
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a, greeted_lane(a.address, "b") as socket:
+        await socket.send_str("hello")
+        assert await goodbye(socket) == "bad_frame"
+
+
+@pytest.mark.asyncio
+async def test_an_oversized_frame_closes_the_link_before_it_is_read() -> None:
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a, greeted_lane(a.address, "b") as socket:
+        await socket.send_bytes(bytes(FRAME_BYTES_MAX + 1))
+        await recorder.until(lambda: recorder.counts["frame frame_too_large"])
+        assert (await socket.receive(timeout=PATIENCE_S)).type is not aiohttp.WSMsgType.BINARY
+
+
+@pytest.mark.asyncio
+async def test_a_frame_of_exactly_the_bound_is_read() -> None:
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a, greeted_lane(a.address, "b") as socket:
+        append = kind_of_append()
+        await socket.send_bytes(bytes((append, 1 | MORE)) + bytes(FRAME_BYTES_MAX - 2))
+        await recorder.until(lambda: recorder.counts["in append"])
+        assert not socket.closed
+
+
+def kind_of_append() -> int:
+    from consensus.messages import Append
+
+    return kind_of(Append(1, 0, 0, b"p" * 32, (), None)).number
+
+
+@pytest.mark.parametrize("say", [lambda: PRE_VOTE, lambda: pack(Goodbye("removed", b"s" * 64)).frames[0]])
+@pytest.mark.asyncio
+async def test_what_the_accepting_side_may_not_say(say: Callable[[], bytes]) -> None:
+    """A fake "b" answers the greeting, then speaks out of turn, or says goodbye under a forged signature."""
+    async with pair() as two:
+        server = two.b._server
+        for inbound in list(server._inbound.values()):
+            await inbound.socket.send_bytes(say())
+        await two.at_a.until(
+            lambda: two.at_a.counts["connection bad_frame"] or two.at_a.counts["connection bad_hello"]
+        )
+        assert not two.at_a.goodbyes
+
+
+@pytest.mark.asyncio
+async def test_a_certificate_is_replaced_at_run_time() -> None:
+    """A node that the ledger has just admitted may come without a restart of the others."""
+    recorder, newcomer = Recorder(), Recorder()
+    async with network("a", recorder, {}) as a:
+        a.set_peers({"n": Peer(identity("n").certificate, None)})
+        async with network("n", newcomer, {"a": member("a", a.address)}, settings=SETTINGS):
+            await newcomer.until(lambda: newcomer.connected)
+            assert a.peers()["n"].receiving
+
+
+@pytest.mark.asyncio
+async def test_too_many_handshakes_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("network.tls.HANDSHAKES_MAX", 1)
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a:
+        context = client_context(identity("b"), [identity("a").certificate])
+        # One that begins with half a hello and then waits.
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        with pytest.raises(ssl.SSLWantReadError):
+            context.wrap_bio(incoming, outgoing).do_handshake()
+        _, idle = await asyncio.open_connection(*a.address)
+        idle.write(outgoing.read()[:20])
+        with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+            await handshake(a.address, context)
+        assert recorder.counts["connection busy"] >= 1
+        idle.close()
+
+
+def test_lanes_do_not_share_streams() -> None:
+    from network.frames import STREAMS
+
+    assert not set(STREAMS[Lane.CONTROL]) & set(STREAMS[Lane.GOSSIP])
