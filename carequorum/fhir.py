@@ -136,7 +136,7 @@ class _Document:
         return self.at < len(self.text)
 
     def value(self) -> object:
-        """Pass over the JSON value here, whose first character is at `at`. Numbers come as their text."""
+        """Pass over the JSON value here, whose first character is at `at`. Numbers come as None."""
         try:
             value, self.at = _DECODER.raw_decode(self.text, self.at)
         except JSONDecodeError as error:
@@ -182,6 +182,7 @@ class _Document:
         """The names in the object here; at each, `at` is the value's place, and the caller passes over the value."""
         for _ in self._items("{", "}"):
             name = self.value()
+            self.space()
             self._take(":")
             assert isinstance(name, str), "valid JSON names its members by strings"
             yield name
@@ -239,7 +240,11 @@ def _constant(name: str) -> NoReturn:
     raise _BadValueError(f"{name} is not JSON")
 
 
-_DECODER = JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=str, parse_int=str)
+def _number(text: str) -> None:
+    """Numbers are passed over: converting could lose digits, or take long for many of them."""
+
+
+_DECODER = JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_number, parse_int=_number)
 
 
 def _open(file: Path) -> BinaryIO:

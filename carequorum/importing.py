@@ -44,15 +44,13 @@ async def add_records(
     failure, as `Client.add_record` does, and whatever `new` or `on_added` raise.
     """
     source = iter(new)
+    tasks = [asyncio.create_task(_add_in_turn(client, source, on_added)) for _ in range(in_flight)]
     try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(in_flight):
-                group.create_task(_add_in_turn(client, source, on_added))
-    except* Exception as failures:
-        first: BaseException = failures
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from None
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _add_in_turn(

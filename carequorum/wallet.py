@@ -238,13 +238,16 @@ def read_private(path: str | Path, bytes_max: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise Rejection("no_such_file", f"{path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
             raise Rejection("no_such_file", f"{path}: not a regular file")
-        if status.st_mode & 0o077:
+        if mode & 0o077:
             raise Rejection("open_permissions", f"{path}: others may read it; run: chmod 600 {path}")
-        data = file.read(bytes_max + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(bytes_max + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > bytes_max:
         raise Rejection("too_large", f"{path}: at most {bytes_max} bytes")
     return data

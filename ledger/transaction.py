@@ -30,6 +30,7 @@ ENVELOPE_BYTES_MAX = 64 * 1024
 BODY_BYTES_MAX = 1024 * 1024
 ACTIONS_MAX = 64
 BODIES_MAX = 64
+BODIES_BYTES_MAX = 8 * 1024 * 1024
 
 
 class Reference(BodyReference, frozen=True, forbid_unknown_fields=True):
@@ -91,6 +92,8 @@ def decode_transaction(data: bytes) -> Transaction:
     used = sorted(action.body for action in envelope.actions if hasattr(action, "body"))
     if used != list(range(len(envelope.bodies))):
         raise Rejection("bad_structure", "every body is named by exactly one action")
+    if sum(reference.size for reference in envelope.bodies) > BODIES_BYTES_MAX:
+        raise Rejection("too_large", f"bodies of more than {BODIES_BYTES_MAX} bytes in all")
     digest = sha256(signed.body)
     return Transaction(
         envelope=envelope,

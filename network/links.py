@@ -21,7 +21,7 @@ from consensus.messages import NodeId
 from ledger.errors import Rejection
 from network.frames import FRAME_BYTES_MAX, STREAMS, Parcel
 from network.greeting import PATHS, Greeter, read_greeting
-from network.messages import Goodbye, Lane, Stream
+from network.messages import GOODBYE_NUMBER, Goodbye, Lane, Stream
 from network.outbox import BOUNDS, Outbox, gossip_bound
 from network.port import Counters, Direction, NetworkSettings, Peer, Tap
 from network.tls import same_certificate
@@ -31,6 +31,7 @@ from network.tls import same_certificate
 TRANSPORT_BYTES_MAX = 64 * 1024
 KERNEL_UNSENT_BYTES_MAX = 128 * 1024
 CLOSE_TIMEOUT_S = 0.5
+
 
 _log = structlog.get_logger("network.links")
 
@@ -237,10 +238,11 @@ class Link:
         if frame is None:
             return
         self._saw("in", frame)
+        if not frame or frame[0] != GOODBYE_NUMBER:
+            raise Rejection("bad_frame", "the accepting side only says goodbye")
         greeting = read_greeting(frame)
-        if isinstance(greeting, Goodbye):
-            self._take_leave(greeting)
-        raise Rejection("bad_frame", "the accepting side only says goodbye")
+        assert isinstance(greeting, Goodbye)
+        self._take_leave(greeting)
 
     def _take_leave(self, goodbye: Goodbye) -> None:
         self._dialler.greeter.check_goodbye(goodbye, self.peer_id, self.peer.certificate)

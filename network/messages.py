@@ -248,6 +248,7 @@ KINDS = (
 KIND_BY_NUMBER = {kind.number: kind for kind in KINDS}
 _KIND_BY_CLASS = {kind.value or kind.shape: kind for kind in KINDS}
 _encode = msgspec.msgpack.Encoder().encode
+GOODBYE_NUMBER = _KIND_BY_CLASS[Goodbye].number
 
 
 def kind_of(message: object) -> Kind:

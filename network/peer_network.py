@@ -113,11 +113,13 @@ class PeerNetwork:
         self._gossip.close()
         for task in [*self._own_tasks, *self._tasks.values()]:
             task.cancel()
+        # The group turns what ends it into an ExceptionGroup. What the body raised by itself leaves as it is.
+        ours = kind is None or not issubclass(kind, asyncio.CancelledError)
         try:
             await self._server.stop()
         finally:
             try:
-                await self._group.__aexit__(kind, error, trace)
+                await (self._group.__aexit__(None, None, None) if ours else self._group.__aexit__(kind, error, trace))
             finally:
                 await self._dialler.close()
 

@@ -13,6 +13,7 @@
 import asyncio
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +105,8 @@ class PeerServer:
         for lane in Lane:
             inbound = self._inbound.get((peer, lane))
             if inbound is not None:
-                await self._say_goodbye(inbound.socket, peer, reason)
+                with suppress(ConnectionError):
+                    await self._say_goodbye(inbound.socket, peer, reason)
 
     async def _accept(self, request: web.BaseRequest) -> web.StreamResponse:
         """One connection, from its first request to its end."""

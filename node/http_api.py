@@ -113,19 +113,44 @@ async def provider_port(backend: Backend, settings: ProviderSection) -> AsyncIte
     Raises OSError where the address cannot be bound.
     """
     runner = web.AppRunner(
-        make_app(backend, settings),
-        access_log=None,
-        handle_signals=False,
-        keepalive_timeout=KEEPALIVE_S,
-        shutdown_timeout=DRAIN_S,
+        make_app(backend, settings), access_log=None, handle_signals=False, shutdown_timeout=DRAIN_S
     )
     await runner.setup()
+    server, loop = runner.server, asyncio.get_running_loop()
+    assert server is not None, "the runner was set up"
     try:
-        await web.TCPSite(runner, settings.host, settings.port).start()
-        port: int = runner.addresses[0][1]
-        yield port
+        listener = await loop.create_server(
+            lambda: _Connection(server, loop=loop, access_log=None, keepalive_timeout=KEEPALIVE_S),
+            settings.host,
+            settings.port,
+        )
+        port: int = listener.sockets[0].getsockname()[1]
+        try:
+            yield port
+        finally:
+            listener.close()
     finally:
         await runner.cleanup()
+
+
+class _Connection(web.RequestHandler):
+    """One connection. What is not HTTP gets an answer that, unlike the library's, quotes nothing of it."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        log.warning("request_unreadable", status=status, error=type(exc).__name__)
+        if request.writer.output_size > 0:
+            raise ConnectionError("part of an answer is sent already")
+        response = problem("internal" if status >= 500 else "bad_request", "this is not a valid HTTP request")
+        response.force_close()
+        return response
 
 
 def make_app(backend: Backend, settings: ProviderSection) -> web.Application:
@@ -133,15 +158,11 @@ def make_app(backend: Backend, settings: ProviderSection) -> web.Application:
     api = ProviderApi(backend, settings)
     app = web.Application(middlewares=[api.answer], client_max_size=settings.request_bytes_max)
     for endpoint in ENDPOINTS:
-        app.router.add_route(
-            endpoint.method, endpoint.path, _parsed(endpoint, getattr(api, endpoint.handler))
-        )
+        app.router.add_route(endpoint.method, endpoint.path, _parsed(endpoint, getattr(api, endpoint.handler)))
     return app
 
 
-def _parsed(
-    endpoint: Endpoint, handler: Callable[[web.Request, Any], Awaitable[web.StreamResponse]]
-) -> Handler:
+def _parsed(endpoint: Endpoint, handler: Callable[[web.Request, Any], Awaitable[web.StreamResponse]]) -> Handler:
     """The handler with its query parsed, and no body where none belongs."""
 
     async def run(request: web.Request) -> web.StreamResponse:

@@ -98,7 +98,7 @@ class Member(msgspec.Struct, frozen=True):
 class Evidence(msgspec.Struct, frozen=True):
     """A node contradicted itself; `proof` holds both signed statements, canonical bytes as base64."""
 
-    kind: Literal["header", "acknowledgement", "vote"]
+    kind: str
     node: NodeId
     proof: bytes
 

@@ -37,9 +37,7 @@ def receipt_view(tx_id: bytes, receipt: bytes) -> ReceiptView:
 
 
 def state_proof_view(contract: str, key: str, answer: bytes) -> StateProofView:
-    return StateProofView(
-        contract=contract, key=key, answer=answer, content=_opened(answer, STATE_ANSWER_BYTES_MAX)
-    )
+    return StateProofView(contract=contract, key=key, answer=answer, content=_opened(answer, STATE_ANSWER_BYTES_MAX))
 
 
 def block_view(stored: StoredBlock) -> BlockView:
@@ -75,9 +73,7 @@ def _opened(data: bytes, bytes_max: int) -> dict[str, object]:
     """The JSON view of a receipt or state answer, its seal's header and certificate opened, its value too."""
     content = decode(data, bytes_max)
     seal = content["seal"]
-    content["seal"] = {
-        key: decode(value, bytes_max) if key in OPENED else value for key, value in seal.items()
-    }
+    content["seal"] = {key: decode(value, bytes_max) if key in OPENED else value for key, value in seal.items()}
     if isinstance(content.get("value"), bytes):
         content["value"] = decode(content["value"], bytes_max)
     view: dict[str, object] = json_view(content)

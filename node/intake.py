@@ -27,6 +27,7 @@ from ledger.block import Block
 from ledger.errors import Rejection
 from ledger.finality import verify_acknowledgement, verify_certificate, verify_vote
 from ledger.genesis import Genesis
+from network.messages import COMMITMENTS_MAX
 from network.port import FetchFailed
 from node.certificates import signed
 from node.evidence import Witness
@@ -147,7 +148,7 @@ async def fetch_all(fetch: FetchBodies, peer: str, commitments: Sequence[bytes],
     wanted = list(dict.fromkeys(commitments))
     while wanted:
         try:
-            fetched = await fetch(peer, wanted)
+            fetched = await fetch(peer, wanted[:COMMITMENTS_MAX])
         except FetchFailed:
             return False
         into.update(fetched)

@@ -23,7 +23,7 @@ from ledger.transaction import body_commitment, check_signature
 from storage import schema
 from storage.executed import Divergence, Executed, genesis_executed
 from storage.leveldb import LevelDb
-from storage.log import BLOCK_BYTES_MAX
+from storage.log import BLOCK_BYTES_MAX, genesis_link
 from storage.port import KeyValue, StorageFailure, Write
 from storage.schema import Evidence, ExecutedRecord, Link, LogRecord
 
@@ -157,6 +157,9 @@ class _Check:
         self.report.executed_height = min(executed, self.report.last_height)
         if executed > self.report.last_height:
             self.report.add(executed, "record executed", "the log ends below the executed height")
+        link = self._link(0)
+        if link is not None and link != genesis_link(self._chain):
+            self.report.add(0, "link 0", "it is not what genesis gives")
         self._parent_hash = self._chain
         self._parent_term = 0
         self._parent: Block | None = None

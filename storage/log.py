@@ -23,11 +23,16 @@ BOOT_LINKS_MAX = 100_000
 READ_ATTEMPTS_MAX = 3
 
 
+def genesis_link(chain: bytes) -> Link:
+    """Genesis as a place in the chain: term 0, and no parent."""
+    return Link(0, chain, bytes(HASH_BYTES))
+
+
 def genesis_log(chain: bytes) -> list[Write]:
     """What founds an empty log: height 0 is genesis itself, of term 0."""
     end = LogRecord(format=schema.FORMAT, hash=chain, height=0, term=0, vote=None)
     return [
-        (schema.link_key(0), Link(0, chain, bytes(HASH_BYTES)).encode()),
+        (schema.link_key(0), genesis_link(chain).encode()),
         (schema.LOG_KEY, schema.seal(end)),
     ]
 

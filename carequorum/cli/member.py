@@ -18,7 +18,6 @@ from carequorum.cli.options import (
     passphrase,
 )
 from carequorum.cli.output import USAGE, CommandError, columns, emit
-from carequorum.client import Client
 from carequorum.submission import Committed
 from carequorum.wallet import Wallet
 from ledger.contracts import identity

@@ -86,7 +86,7 @@ def test_an_id_that_is_none_by_fhir_is_passed_over() -> None:
         (b'{"resourceType":"Claim","a":1,"a":2}', "byte 0: in the value that begins here: a name stands twice"),
         (b'{"resourceType":"\xff"}', "byte 17: not UTF-8"),
         (b'{"resourceType":"Claim"}\n{"resourceType":"Claim"} {}\n', "byte 50: more than one value"),
-        (b'{"resourceType":"Claim"}\n{"resourceType":\n', "byte 41: Expecting value"),
+        (b'{"resourceType":"Claim"}\n{"resourceType":\n', "byte 42: Expecting value"),
         (b'{"resourceType":"Bundle","entry":{}}', "byte 33: expected ["),
         (b'{"resourceType":"Bundle","entry":[7]}', "byte 34: expected {"),
         (b'{"resourceType":"Bundle","entry":[{"resource":"\xc3\xa9"},{"resource":{}}]}', "byte 46: not a FHIR"),

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
+from aiohttp import web
 
 from consensus.messages import Message
 from ledger.node_cert import make_certificate
@@ -194,3 +195,27 @@ async def greeted_lane(
 def shared(number: int, size_bytes: int = 300) -> SharedTransaction:
     """A transaction as the links see it: bytes, with one body."""
     return SharedTransaction(number.to_bytes(4, "big") * 16, [bytes([number % 256]) * size_bytes])
+
+
+@asynccontextmanager
+async def fake_acceptor(node_id: str, answers: Sequence[bytes]) -> AsyncIterator[tuple[str, int]]:
+    """A listener with the certificate of a member, that answers each hello with these frames and nothing else."""
+
+    async def accept(request: web.BaseRequest) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.receive()
+        for answer in answers:
+            await socket.send_bytes(answer)
+        await socket.receive()
+        return socket
+
+    node = identity(node_id)
+    context = TlsContexts(node, [identity("a").certificate], lambda reason: None, lambda: 0.0).accepting
+    server = web.Server(accept)
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0, ssl=context)
+    try:
+        yield listener.sockets[0].getsockname()[:2]
+    finally:
+        listener.close()
+        await server.shutdown(timeout=1)

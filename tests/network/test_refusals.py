@@ -2,17 +2,16 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from dataclasses import replace
 
 import aiohttp
 import msgspec
 import pytest
 
-from consensus.messages import PreVote
+from consensus.messages import Append, PreVote
 from network.frames import FRAME_BYTES_MAX, MORE, pack
 from network.greeting import Greeter, read_greeting
-from network.messages import Announce, Goodbye, Hello, Lane, kind_of
+from network.messages import Announce, Goodbye, Hello, Stream, kind_of
 from network.port import Peer
 from tests.network.peers import (
     CHAIN,
@@ -20,6 +19,7 @@ from tests.network.peers import (
     SETTINGS,
     Recorder,
     client_context,
+    fake_acceptor,
     greeted_lane,
     identity,
     member,
@@ -41,21 +41,21 @@ async def goodbye(socket: aiohttp.ClientWebSocketResponse) -> str:
     return message.reason
 
 
-async def handshake(address: tuple[str, int], context: ssl.SSLContext) -> None:
-    """A TLS connection; in version 1.3 the client learns of a refusal when it reads."""
-    reader, writer = await asyncio.open_connection(*address, ssl=context)
-    try:
-        await reader.readexactly(1)
-    finally:
-        writer.close()
+async def refused_handshake(address: tuple[str, int], context: ssl.SSLContext) -> None:
+    """A TLS connection that expects to be refused; in version 1.3 the client learns of it when it reads."""
+    with pytest.raises((ssl.SSLError, ConnectionError, EOFError)):
+        reader, writer = await asyncio.open_connection(*address, ssl=context)
+        try:
+            await reader.readexactly(1)
+        finally:
+            writer.close()
 
 
 @pytest.mark.asyncio
 async def test_no_certificate() -> None:
     recorder = Recorder()
     async with network("a", recorder, {"b": member("b")}) as a:
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            await handshake(a.address, client_context(None, [identity("a").certificate]))
+        await refused_handshake(a.address, client_context(None, [identity("a").certificate]))
         await recorder.until(lambda: recorder.counts["connection no_certificate"])
         assert not a.peers()["b"].receiving
 
@@ -64,8 +64,7 @@ async def test_no_certificate() -> None:
 async def test_a_certificate_that_the_ledger_does_not_name() -> None:
     recorder = Recorder()
     async with network("a", recorder, {"b": member("b")}) as a:
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            await handshake(a.address, client_context(identity("stranger"), [identity("a").certificate]))
+        await refused_handshake(a.address, client_context(identity("stranger"), [identity("a").certificate]))
         await recorder.until(lambda: recorder.counts["connection unknown_certificate"])
 
 
@@ -75,8 +74,7 @@ async def test_an_older_tls() -> None:
     context = client_context(None, [identity("a").certificate])
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     async with network("a", recorder, {"b": member("b")}) as a:
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            await handshake(a.address, context)
+        await refused_handshake(a.address, context)
         await recorder.until(lambda: recorder.counts["connection tls"])
 
 
@@ -241,31 +239,40 @@ async def test_an_oversized_frame_closes_the_link_before_it_is_read() -> None:
 @pytest.mark.asyncio
 async def test_a_frame_of_exactly_the_bound_is_read() -> None:
     recorder = Recorder()
+    append = kind_of(Append(1, 0, 0, b"p" * 32, (), None)).number
     async with network("a", recorder, {"b": member("b")}) as a, greeted_lane(a.address, "b") as socket:
-        append = kind_of_append()
-        await socket.send_bytes(bytes((append, 1 | MORE)) + bytes(FRAME_BYTES_MAX - 2))
+        await socket.send_bytes(bytes((append, Stream.BLOCKS | MORE)) + bytes(FRAME_BYTES_MAX - 2))
         await recorder.until(lambda: recorder.counts["in append"])
         assert not socket.closed
 
 
-def kind_of_append() -> int:
-    from consensus.messages import Append
-
-    return kind_of(Append(1, 0, 0, b"p" * 32, (), None)).number
+HELLO_OF_B = Greeter(identity("b"), CHAIN).hello()
 
 
-@pytest.mark.parametrize("say", [lambda: PRE_VOTE, lambda: pack(Goodbye("removed", b"s" * 64)).frames[0]])
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ([pack(Hello(1, b"x" * 32, "b")).frames[0]], "wrong_chain"),
+        ([pack(Hello(2, CHAIN, "b")).frames[0]], "protocol_version"),
+        ([PRE_VOTE], "bad_hello"),
+        ([HELLO_OF_B, PRE_VOTE], "bad_frame"),
+        ([HELLO_OF_B, HELLO_OF_B], "bad_frame"),
+        ([HELLO_OF_B, pack(Goodbye("removed", b"s" * 64)).frames[0]], "bad_frame"),
+        ([Greeter(identity("b"), CHAIN).goodbye("another", "removed")], "bad_frame"),
+        ([Greeter(identity("b"), CHAIN).goodbye("a", "removed")], "refused_by_peer"),
+        ([HELLO_OF_B, Greeter(identity("b"), CHAIN).goodbye("a", "removed")], "refused_by_peer"),
+    ],
+    ids=[
+        "another chain", "another version", "no hello", "a message", "hello twice", "a forged goodbye",
+        "a goodbye to another", "a goodbye at once", "a goodbye later",
+    ],
+)  # fmt: skip
 @pytest.mark.asyncio
-async def test_what_the_accepting_side_may_not_say(say: Callable[[], bytes]) -> None:
-    """A fake "b" answers the greeting, then speaks out of turn, or says goodbye under a forged signature."""
-    async with pair() as two:
-        server = two.b._server
-        for inbound in list(server._inbound.values()):
-            await inbound.socket.send_bytes(say())
-        await two.at_a.until(
-            lambda: two.at_a.counts["connection bad_frame"] or two.at_a.counts["connection bad_hello"]
-        )
-        assert not two.at_a.goodbyes
+async def test_what_the_accepting_side_may_say(answers: list[bytes], reason: str) -> None:
+    recorder = Recorder()
+    async with fake_acceptor("b", answers) as address, network("a", recorder, {"b": member("b", address)}):
+        await recorder.until(lambda: recorder.counts[f"connection {reason}"])
+        assert (("b", "removed") in recorder.goodbyes) == (reason == "refused_by_peer")
 
 
 @pytest.mark.asyncio
@@ -291,13 +298,6 @@ async def test_too_many_handshakes_at_once_are_refused(monkeypatch: pytest.Monke
             context.wrap_bio(incoming, outgoing).do_handshake()
         _, idle = await asyncio.open_connection(*a.address)
         idle.write(outgoing.read()[:20])
-        with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
-            await handshake(a.address, context)
+        await refused_handshake(a.address, context)
         assert recorder.counts["connection busy"] >= 1
         idle.close()
-
-
-def test_lanes_do_not_share_streams() -> None:
-    from network.frames import STREAMS
-
-    assert not set(STREAMS[Lane.CONTROL]) & set(STREAMS[Lane.GOSSIP])

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import json
 import re
 from collections.abc import AsyncIterator, Callable
@@ -113,6 +114,16 @@ class Port:
         code = await self.problem("POST", "/v1/transactions", **posted(content, content_type))
         assert (self.backend.heights(), len(self.backend.pool)) == (heights, waiting)
         return code
+
+
+async def raw(port: Port, request: bytes) -> bytes:
+    """The whole answer to bytes that a client library would not send."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(port.url.rpartition(":")[2]))
+    writer.write(request)
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
 
 
 def item(transaction: Transaction, bodies: Any = ()) -> dict[str, Any]:
@@ -323,11 +334,16 @@ async def test_a_body_that_is_not_the_one_named_is_refused(recorded: Port, bodie
         (b"\x91" * 100_000, MSGPACK, "bad_request"),
         (b"envelope=1", "application/x-www-form-urlencoded", "unsupported_media_type"),
         (b"{}", "text/plain", "unsupported_media_type"),
-        (bytes(REQUEST_BYTES_MAX + 1), MSGPACK, "too_large"),
     ],
 )
 async def test_a_malformed_submission_is_refused(port: Port, content: Any, content_type: str, code: str) -> None:
     assert await port.refusal(content, content_type) == code
+
+
+@pytest.mark.asyncio
+async def test_an_oversized_request_is_refused(port: Port) -> None:
+    options = posted(b"", MSGPACK) | {"data": io.BytesIO(bytes(REQUEST_BYTES_MAX + 1))}
+    assert await port.problem("POST", "/v1/transactions", **options) == "too_large"
 
 
 @pytest.mark.asyncio
@@ -353,10 +369,24 @@ async def test_refusals_quote_nothing_of_the_request(port: Port) -> None:
     for content in ({"envelope": b"", secret: 1}, [{"envelope": b"", "bodies": {secret: secret}}]):
         _, _, body = await port.post(content)
         assert b"Schneider" not in body
-    _, _, body = await port.ask("GET", f"/v1/blocks?{secret}={secret}")
+    for path in (f"/v1/blocks?{secret}={secret}", f"/v1/state/{secret}/{secret}", f"/{secret}"):
+        _, _, body = await port.ask("GET", path.replace(" ", "%20"))
+        assert b"Schneider" not in body
+    _, _, body = await port.ask("POST", "/v1/transactions?wait=Schneider")
     assert b"Schneider" not in body
-    _, _, body = await port.ask("POST", f"/v1/transactions?wait={secret}")
-    assert b"Schneider" not in body
+
+
+@pytest.mark.asyncio
+async def test_what_is_not_http_is_not_quoted_either(
+    port: Port, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await raw(port, b"GET /v1/blocks?Maria Schneider HTTP/1.1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"application/problem+json" in answer
+    assert b'"code":"bad_request"' in answer
+    printed = capsys.readouterr()
+    assert "Schneider" not in answer.decode() + printed.out + printed.err + caplog.text
+    assert "request_unreadable" in printed.out + printed.err
 
 
 @pytest.mark.asyncio
@@ -569,7 +599,6 @@ async def test_a_read_request_is_good_for_its_time(recorded: Port) -> None:
 @pytest.mark.asyncio
 async def test_two_authorizations_are_none(recorded: Port) -> None:
     value = sign_request(signing_key("doctor"), account_of("doctor"), "north-1", "GET", SIGNED[0], b"", NOW_MS)
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(recorded.url.rpartition(":")[2]))
     lines = [
         f"GET {SIGNED[0]} HTTP/1.1",
         "Host: node",
@@ -577,10 +606,7 @@ async def test_two_authorizations_are_none(recorded: Port) -> None:
         f"Authorization: {value}",
         "Connection: close",
     ]
-    writer.write("\r\n".join([*lines, "", ""]).encode())
-    answer = await reader.read()
-    writer.close()
-    await writer.wait_closed()
+    answer = await raw(recorded, "\r\n".join([*lines, "", ""]).encode())
     assert answer.startswith((b"HTTP/1.1 401", b"HTTP/1.1 400"))
 
 

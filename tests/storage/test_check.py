@@ -1,0 +1,236 @@
+"""The check: a sound store passes; one changed, missing or foreign value anywhere is named with its height."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ledger.block import seal_block
+from ledger.keys import sha256
+from ledger.transaction import body_commitment
+from storage import schema
+from storage.check import PROBLEMS_MAX, CheckReport, Problem, check_path, check_store
+from storage.leveldb import LevelDb
+from storage.port import StorageFailure
+from tests.fakes.disk import PowerLossDisk
+from tests.ledger.founding import GENESIS, registration, rotation, sign
+from tests.storage.chains import Chain, body_of, certify, doctor, node_key, record
+
+HEAD = schema.state_key("records/subject/" + sha256(b"subject").hex())
+
+
+def grown() -> PowerLossDisk:
+    """Every table has something: 7 blocks, 6 executed (2, 4, 5, 6 certified), height 5 sealed, evidence."""
+    disk = PowerLossDisk()
+    chain = Chain(disk)
+    chain.add(doctor(), certified=False)
+    chain.add(record("r"), record("r"))
+    chain.add(record("s", "another"), certified=False)
+    chain.add()
+    chain.add(sign([registration("nurse", "clinician")], by="north-admin"))
+    chain.add(record("t"), sign([rotation("nurse", "nurse-2", 1)], by="nurse"))
+    chain.persist(chain.seal(record("u")))
+    chain.store.put_evidence("vote", "south-1", b"proof")
+    return disk
+
+
+def check(disk: PowerLossDisk) -> CheckReport:
+    return check_store(disk, GENESIS, PowerLossDisk(), lambda height, of: None)
+
+
+def everything(disk: PowerLossDisk) -> list[tuple[bytes, bytes]]:
+    return list(disk.range(b"", b"\xff"))
+
+
+def named(report: CheckReport) -> list[tuple[int | None, str]]:
+    return [(problem.height, problem.record) for problem in report.problems]
+
+
+def test_a_sound_store_passes_and_progress_is_told() -> None:
+    told: list[tuple[int, int]] = []
+    disk = grown()
+    assert {key[0] for key, _ in everything(disk)} == set(b"bldrcxtsphume"), "every table has something"
+    report = check_store(disk, GENESIS, PowerLossDisk(), lambda height, of: told.append((height, of)))
+    assert report == CheckReport(last_height=7, executed_height=6, transactions=8, bodies=5)
+    assert report.ok
+    assert told == [(height, 7) for height in range(1, 8)]
+
+
+def test_a_store_of_genesis_alone_passes() -> None:
+    disk = PowerLossDisk()
+    Chain(disk)
+    assert check(disk) == CheckReport()
+
+
+def test_any_changed_value_is_named() -> None:
+    """The first, a middle and the last byte of every value in the store, one at a time."""
+    disk = grown()
+    for key, value in everything(disk):
+        for place in {0, len(value) // 2, len(value) - 1}:
+            changed = bytearray(value)
+            changed[place] ^= 1
+            disk.damage(key, bytes(changed))
+            report = check(disk)
+            assert schema.name_of(key) in [problem.record for problem in report.problems], (
+                schema.name_of(key),
+                place,
+                report.problems,
+            )
+            disk.damage(key, value)
+    assert check(disk).ok
+
+
+def test_any_missing_value_is_named() -> None:
+    """But for evidence, of which nothing else tells."""
+    disk = grown()
+    for key, value in everything(disk):
+        if key[:1] != b"e":
+            disk.damage(key, None)
+            report = check(disk)
+            assert schema.name_of(key) in [problem.record for problem in report.problems], schema.name_of(key)
+            disk.damage(key, value)
+    assert check(disk).ok
+
+
+def test_any_added_value_is_named() -> None:
+    disk = grown()
+    for key in (
+        schema.block_key(8),
+        schema.link_key(8),
+        schema.roots_key(7),
+        schema.certificate_key(3),
+        schema.results_key(7),
+        schema.transaction_key(bytes(32)),
+        schema.state_key("identity/account/mallory"),
+        schema.page_key(b"\x00\x01\x02"),
+        schema.history_key(9, 9),
+        schema.undo_key(5),
+        schema.body_key(bytes(32)),
+        schema.evidence_key(1),
+        b"mother",
+        b"?",
+    ):
+        disk.damage(key, b"value")
+        assert schema.name_of(key) in [problem.record for problem in check(disk).problems], key
+        disk.damage(key, None)
+    assert check(disk).ok
+
+
+@pytest.mark.parametrize(
+    ("key", "height"),
+    [
+        (schema.block_key(2), 2),
+        (schema.certificate_key(4), 4),
+        (HEAD, 6),
+        (schema.page_key(b""), 6),
+        (schema.history_key(0, 3), 3),
+        (schema.body_key(body_commitment(body_of("s"))), 3),
+        (schema.results_key(2), 2),
+    ],
+)
+def test_height_and_record_are_named(key: bytes, height: int) -> None:
+    disk = grown()
+    value = bytearray(disk.get(key) or b"")
+    value[-1] ^= 1
+    disk.damage(key, bytes(value))
+    assert (height, schema.name_of(key)) in named(check(disk))
+
+
+def test_one_damaged_value_that_nothing_hangs_on_is_one_problem() -> None:
+    disk = grown()
+    disk.damage(schema.certificate_key(2), None)
+    disk.damage(HEAD, b"\xc0")
+    disk.damage(schema.body_key(body_commitment(body_of("s"))), b"another body")
+    assert check(disk).problems == [
+        Problem(2, "certificate 2", "it is missing"),
+        Problem(
+            3, schema.name_of(schema.body_key(body_commitment(body_of("s")))), "it does not match its commitment"
+        ),
+        Problem(6, schema.name_of(HEAD), "it is not what the chain gives"),
+    ]
+
+
+def test_a_certificate_of_too_few_is_none() -> None:
+    disk = PowerLossDisk()
+    chain = Chain(disk)
+    block = chain.seal(doctor())
+    chain.persist(block)
+    chain.store.commit(block, certify(block, ["north-1"]))
+    assert named(check(disk)) == [(1, "certificate 1")]
+
+
+def test_a_header_with_roots_that_are_not_derived() -> None:
+    """All hashes and signatures hold; only executing again shows it."""
+    disk = PowerLossDisk()
+    chain = Chain(disk)
+    chain.add(doctor())
+    block = chain.seal()
+    lying = seal_block(
+        msgspec.structs.replace(block.header, state_root=bytes(32)), [], node_key(block.header.proposer)
+    )
+    chain.persist(lying)
+    assert check(disk).ok, "a block that has not executed may say what it likes"
+    forged = schema.unseal(schema.ExecutedRecord, disk.get(schema.EXECUTED_KEY) or b"", "record")
+    forged = msgspec.structs.replace(forged, height=2, hash=lying.hash)
+    disk.damage(schema.EXECUTED_KEY, schema.seal(forged))
+    problems = check(disk).problems
+    assert "other roots of height 1" in problems[0].fault
+    assert (problems[0].height, problems[0].record) == (2, "block 2")
+
+
+def test_a_damaged_block_is_one_problem_and_the_rest_is_still_checked() -> None:
+    disk = grown()
+    disk.damage(schema.block_key(4), b"\xc0")
+    disk.damage(schema.body_key(body_commitment(body_of("u"))), b"another body")
+    disk.damage(schema.roots_key(2), bytes(80))
+    found = named(check(disk))
+    assert (4, "block 4") in found
+    assert (4, "state") in found
+    assert (2, "roots 2") in found
+    assert (7, schema.name_of(schema.body_key(body_commitment(body_of("u"))))) in found
+    assert all(height in (2, 4, 7) for height, _ in found)
+
+
+def test_bodies_of_truncated_blocks_are_counted_and_no_fault() -> None:
+    disk = PowerLossDisk()
+    chain = Chain(disk)
+    chain.add(doctor())
+    first = chain.store.entry(1)
+    chain.persist(chain.seal(record("dropped")))
+    chain.term = 2
+    chain.persist(chain.seal(record("kept"), parent=first), truncate_from=2)
+    report = check(disk)
+    assert report.ok
+    assert (report.bodies, report.unreferenced_bodies) == (1, 1)
+
+
+def test_problems_are_bounded_and_counted() -> None:
+    disk = grown()
+    for number in range(PROBLEMS_MAX + 5):
+        disk.damage(b"?%d" % number, b"")
+    report = check(disk)
+    assert (len(report.problems), report.problems_beyond) == (PROBLEMS_MAX, 5)
+
+
+def test_an_unreadable_value_is_a_problem_like_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = grown()
+    get = disk.get
+
+    def unreadable(key: bytes) -> bytes | None:
+        if key == HEAD:
+            raise StorageFailure("checksum mismatch in 000005.ldb")
+        return get(key)
+
+    monkeypatch.setattr(disk, "get", unreadable)
+    assert check(disk).problems == [Problem(6, schema.name_of(HEAD), "checksum mismatch in 000005.ldb")]
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    chain = Chain(LevelDb(tmp_path / "db"))
+    chain.add(doctor())
+    chain.add(record("r"))
+    with pytest.raises(StorageFailure, match="in use"):
+        check_path(tmp_path / "db", GENESIS, lambda height, of: None)
+    chain.store.close()
+    report = check_path(tmp_path / "db", GENESIS, lambda height, of: None)
+    assert report == CheckReport(last_height=2, executed_height=2, transactions=2, bodies=1)
