@@ -294,7 +294,7 @@ class Client:
     async def open_record(self, record: bytes) -> OpenedRecord:
         """Prove the record, fetch its body from any node, open it with the wallet's keys.
 
-        Raises Rejection also as `sealing.open_record`: "not_a_reader", "bad_seal".
+        Raises Rejection also as `sealing.open_record`: "not_a_reader", "bad_body".
         """
         entry = await self.record(record)
         body = await self.body(entry.body.commitment)

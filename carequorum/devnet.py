@@ -269,6 +269,15 @@ def create(
     return Devnet(directory)
 
 
+def new_wallet(path: Path, label: str) -> tuple[Wallet, Path]:
+    """A development wallet and, beside it, the file with its passphrase."""
+    passphrase_file = path.with_suffix(".passphrase")
+    passphrase = secrets.token_hex(32).encode()
+    _write(passphrase_file, passphrase + b"\n")
+    # It cannot be guessed, and who finds the wallet finds it too: a costly derivation would protect nothing.
+    return Wallet.create(path, passphrase, cost=COST_DEVELOPMENT, label=label), passphrase_file
+
+
 def free_ports(count: int) -> list[int]:
     """Distinct ports on 127.0.0.1 that nobody listens on now. Raises DevnetError if too few are free."""
     found: list[int] = []
@@ -300,10 +309,7 @@ def _found(folder: Path, member: DevnetNode) -> tuple[Node, Organisation]:
     folder.mkdir(mode=0o700)
     seed = secrets.token_bytes(32)
     _write(folder / "node.key", key_pem(seed, None))
-    passphrase = secrets.token_hex(32).encode()
-    _write(folder / "admin.passphrase", passphrase + b"\n")
-    # The passphrase cannot be guessed and lies beside the wallet: a costly derivation would protect nothing.
-    wallet = Wallet.create(folder / "admin.wallet", passphrase, cost=COST_DEVELOPMENT, label=member.name)
+    wallet, _ = new_wallet(folder / "admin.wallet", member.name)
     node = Node(
         address=f"127.0.0.1:{member.peer_port}",
         certificate=make_certificate(seed, member.id),

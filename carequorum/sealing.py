@@ -117,7 +117,7 @@ def seal_record(content: bytes, content_type: str, label: Label, readers: list[b
 def open_record(body: bytes, label: Label, seeds: list[bytes]) -> Content:
     """The content of a sealed body, by a reader's Ed25519 seeds (newest first, retired ones after it).
 
-    Raises Rejection: "not_a_reader"; "bad_seal" when the body was altered, or belongs to another label; and as
+    Raises Rejection: "not_a_reader"; "bad_body" when the body was altered, or belongs to another label; and as
     `ledger.encoding.decode_as` for what is no sealed body at all.
     """
     sealed = decode_as(_Body, body, BODY_BYTES_MAX)
@@ -125,13 +125,13 @@ def open_record(body: bytes, label: Label, seeds: list[bytes]) -> Content:
         raise Rejection("unknown_format", f"sealed body format {sealed.format}")
     record_key = unwrap_key(sealed.wraps, seeds)
     if sealed.key_check != sha256(KEY_CHECK, record_key, sealed.salt, encode(label)):
-        raise Rejection("bad_seal", "made for another record, or with two keys")
+        raise Rejection("bad_body", "made for another record, or with two keys")
     try:
         padded = crypto_aead_xchacha20poly1305_ietf_decrypt(
             sealed.ciphertext, encode(label), sealed.nonce, sha256(CONTENT_KEY, record_key, sealed.salt)
         )
     except (CryptoError, ValueError):
-        raise Rejection("bad_seal", "the ciphertext was altered") from None
+        raise Rejection("bad_body", "the ciphertext was altered") from None
     inner = decode_as(_Sealed, _unpad(padded), PADDED_BYTES_MAX)
     return Content(inner.content, inner.content_type)
 
@@ -152,5 +152,5 @@ def _unpad(padded: bytes) -> bytes:
     end = _LENGTH_BYTES + int.from_bytes(padded[:_LENGTH_BYTES], "big")
     data = padded[_LENGTH_BYTES:end]
     if _pad(data) != padded:
-        raise Rejection("bad_seal", "the padding is not by the rule")
+        raise Rejection("bad_body", "the padding is not by the rule")
     return data

@@ -152,8 +152,8 @@ async def _ask(transport: Transport, node: Node, transaction: Transaction, body:
         (status,) = msgspec.json.decode(answer, type=_Answer).results
     except (msgspec.DecodeError, UnicodeError, ValueError):
         raise NodeFailed(node.url, "an answer that is none", sent=True) from None
-    if status.status == "refused":
-        raise Refused(status.code or "refused", status.detail or "", 400)
+    if status.status == "refused" and status.code is not None:
+        raise Refused(status.code, status.detail or "", 400)
     return status
 
 

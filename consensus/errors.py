@@ -3,11 +3,11 @@
 from consensus.messages import Certificate, NodeId
 
 
-class InvariantViolation(Exception):
+class InvariantViolation(Exception):  # noqa: N818 - named for what was broken
     """The core, or the shell that drives it, broke a rule of its own. The node must stop."""
 
 
-class Contradiction(Exception):
+class Contradiction(Exception):  # noqa: N818 - the network contradicts itself, the code does not err
     """Two certified facts exclude each other. The node must stop and keep both.
 
     `certificate` is the newly learnt one. `held_term` and `held_hash` name this node's own block at that height.
@@ -20,7 +20,7 @@ class Contradiction(Exception):
         self.held_hash = held_hash
 
 
-class ProtocolViolation(Exception):
+class ProtocolViolation(Exception):  # noqa: N818 - a verdict on a peer, not a fault of ours
     """A peer sent what no correct peer sends. The message changed nothing beyond a newer term; count it, go on."""
 
     def __init__(self, sender: NodeId, detail: str) -> None:

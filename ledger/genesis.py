@@ -40,7 +40,7 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits that every node must apply alike. Sizes in bytes, times in ms."""
 
-    block_bytes_max: Annotated[int, Meta(ge=64 * 1024, le=8 * 1024 * 1024)] = 1024 * 1024
+    block_bytes_max: Annotated[int, Meta(ge=64 * 1024, le=2 * 1024 * 1024)] = 1024 * 1024
     block_transactions_max: Annotated[int, Meta(ge=1, le=10_000)] = 1_000
 
 

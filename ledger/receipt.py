@@ -28,7 +28,7 @@ from ledger.execution import TxResult
 from ledger.finality import decode_certificate, verify_certificate
 from ledger.genesis import Genesis
 from ledger.keys import Hash, Signature
-from ledger.merkle import PATH_LENGTH_MAX, inclusion_path, verify_inclusion
+from ledger.merkle import PATH_LENGTH_MAX, verify_inclusion
 from ledger.state_tree import StateProof
 
 FORMAT = 1
@@ -114,20 +114,25 @@ class VerifiedState:
 
 
 def make_receipt(
-    seal: Seal, leaf: bytes, history_path: Sequence[bytes], results: Sequence[TxResult], index: int
+    seal: Seal,
+    leaf: bytes,
+    history_path: Sequence[bytes],
+    result: TxResult,
+    result_path: Sequence[bytes],
+    index: int,
 ) -> bytes:
-    """The receipt of transaction `index` of a block with these results, all of them.
+    """The receipt of transaction `index` of a block.
 
     `leaf` is the block's history leaf, `history_path` its path in the log as long as the seal's history root
-    says: `executed_height` + 1 leaves.
+    says: `executed_height` + 1 leaves; `result_path` is the path of `result` among the block's results.
     """
     receipt = Receipt(
         format=FORMAT,
         history_path=list(history_path),
         index=index,
         leaf=decode_as(HistoryLeaf, leaf, RECEIPT_BYTES_MAX),
-        result=results[index],
-        result_path=inclusion_path([result.encode() for result in results], index),
+        result=result,
+        result_path=list(result_path),
         seal=seal,
     )
     return encode(receipt)

@@ -49,9 +49,7 @@ class _Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signature: Signature
 
 
-def sign_request(
-    key: SigningKey, by: bytes, node: str, method: str, path: str, body: bytes, time_ms: int
-) -> str:
+def sign_request(key: SigningKey, by: bytes, node: str, method: str, path: str, body: bytes, time_ms: int) -> str:
     """The Authorization header by which account `by` asks `node` for `method path` with `body`."""
     request = ReadRequest(
         body_hash=sha256(body),

@@ -9,13 +9,14 @@
 | bound | at the bound |
 |---|---|
 | ANNOUNCED_IDS_MAX per round | the rest waits for a later round; the pool names the oldest first |
+| ANNOUNCED_IDS_MAX ids held for an announcer that cannot be asked yet | the rest is forgotten, as above |
 | FETCHING_MAX ids asked for and not yet due | no more are asked for; a later announcement names them again |
 | SERVED_BYTES_MAX per request for transactions | the rest is left out; a later announcement names it again |
 | a peer's gossip queue | the batch is dropped for that peer and counted; as above |
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from consensus.messages import NodeId
 from network.frames import Parcel, pack
@@ -48,7 +49,7 @@ class Gossip:
         settings: NetworkSettings,
         handler: Handler,
         send: Send,
-        connected: Callable[[], Iterable[NodeId]],
+        connected: Callable[[], Sequence[NodeId]],
     ) -> None:
         self._settings = settings
         self._handler = handler
@@ -57,6 +58,8 @@ class Gossip:
         self._pending: list[SharedTransaction] = []
         self._timer: asyncio.Handle | None = None
         self._flushed_at = float("-inf")
+        # What a peer announced before this node's own link to it was up: asked for as soon as it is.
+        self._held: dict[NodeId, list[bytes]] = {}
         # Id to the loop time until which its fetch may still be answered; ascending, since all wait equally long.
         self._fetching: dict[bytes, float] = {}
 
@@ -92,7 +95,7 @@ class Gossip:
         """Announce to everyone, every `reannounce_ms`, until cancelled."""
         while True:
             await asyncio.sleep(self._settings.reannounce_ms / 1000)
-            self.announce(list(self._connected()))
+            self.announce(self._connected())
 
     def announce(self, peers: Sequence[NodeId]) -> None:
         if not peers:
@@ -109,14 +112,28 @@ class Gossip:
         )
 
     def on_announce(self, sender: NodeId, message: Announce) -> None:
+        if sender in self._connected():
+            self._ask(sender, message.ids)
+        else:
+            held = self._held.setdefault(sender, [])
+            held += message.ids[: ANNOUNCED_IDS_MAX - len(held)]
+
+    def on_up(self, peer: NodeId) -> None:
+        """This node can send to the peer from now on."""
+        self.announce([peer])
+        held = self._held.pop(peer, [])
+        for start in range(0, len(held), ANNOUNCE_IDS_MAX):
+            self._ask(peer, held[start : start + ANNOUNCE_IDS_MAX])
+
+    def _ask(self, peer: NodeId, ids: Sequence[bytes]) -> None:
         now = asyncio.get_running_loop().time()
         self._expire(now)
-        fresh = [item for item in message.ids if item not in self._fetching]
-        wanted = list(self._handler.wanted(sender, fresh)) if fresh else []
+        fresh = [item for item in ids if item not in self._fetching]
+        wanted = list(self._handler.wanted(peer, fresh)) if fresh else []
         wanted = wanted[: max(0, FETCHING_MAX - len(self._fetching))]
         if wanted:
             self._fetching.update(dict.fromkeys(wanted, now + FETCHING_MS / 1000))
-            self._send(sender, pack(GetTransactions(wanted)))
+            self._send(peer, pack(GetTransactions(wanted)))
 
     def on_get_transactions(self, sender: NodeId, message: GetTransactions) -> None:
         served: list[SharedTransaction] = []

@@ -147,6 +147,7 @@ class AppendReply(_Shape, frozen=True):
     term: Number
     answer: consensus.Answer
     height: Number
+    rejected_height: Number
     hint_term: Number
     acknowledgements: Annotated[tuple[Acknowledgement, ...], Meta(max_length=ACKNOWLEDGEMENTS_MAX)]
     reason: consensus.Reason

@@ -209,7 +209,7 @@ class PeerNetwork:
             link.send(parcel)
 
     def _on_up(self, peer: NodeId) -> None:
-        self._gossip.announce([peer])
+        self._gossip.on_up(peer)
         self._handler.on_connected(peer)
 
     def _deliver(self, sender: NodeId, message: Any) -> None:

@@ -69,19 +69,19 @@ class NetworkSettings:
     """Times in ms, sizes in bytes. Port 0 takes any free port; `PeerNetwork.address` then tells which.
 
     `gossip_interval_ms` is the least time between two batches of pushed transactions: the first of a burst leaves
-    at once, the others share a frame. `liveness_ms` is after how much silence a connection is probed; half as long
-    again without an answer closes it. A redial waits between `redial_min_ms` and `redial_max_ms`, doubling.
+    at once, the others share a frame. `liveness_ms` is after how much silence a link is probed; half as long again
+    without an answer closes it. A redial waits between `redial_min_ms` and `redial_max_ms`, doubling.
     """
 
     listen_host: str
     listen_port: int
     reannounce_ms: int = 5_000
-    gossip_interval_ms: int = 5
+    gossip_interval_ms: int = 10
     fetch_timeout_ms: int = 2_000
     dial_timeout_ms: int = 3_000
     redial_min_ms: int = 50
     redial_max_ms: int = 1_000
-    liveness_ms: int = 2_000
+    liveness_ms: int = 4_000
     gossip_queue_bytes_max: int = 32 * 1024 * 1024
 
 

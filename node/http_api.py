@@ -4,7 +4,7 @@ Bounds, and what happens at each:
 
 - one request's body: `request_bytes_max`, else 413;
 - bodies being received or checked at once: UPLOADS_MAX times that, else 503 "busy";
-- transactions being waited for at once: WAITS_MAX, else 503 "busy";
+- requests that wait for a commit at once: WAITS_MAX, else 503 "busy";
 - the time a body may take to arrive: BODY_S, else 408;
 - the time an answer may wait: `wait_ms_max`, then it says how far the transaction came;
 - the blocks of one answer: BLOCKS_BYTES_MAX beyond the first block, then `next` says where to go on.
@@ -47,6 +47,7 @@ from node.http_types import (
     SubmitQuery,
     Submitted,
     TransactionResult,
+    Wait,
     json_view,
 )
 from node.http_views import block_view, receipt_view, record_view, state_proof_view, status_view
@@ -60,7 +61,7 @@ BODY_S = 30.0
 DRAIN_S = 5.0
 KEEPALIVE_S = 75.0
 UPLOADS_MAX = 8
-WAITS_MAX = 20_000
+WAITS_MAX = 1_024
 BLOCKS_BYTES_MAX = 4 * 1024 * 1024
 STATE_VALUE_BYTES_MAX = 64 * 1024
 # Between batches of this many transactions others have the loop: consensus cannot wait for 1,000 signatures.
@@ -68,6 +69,8 @@ SUBMIT_BATCH = 16
 
 STATE_CONTRACT = re.compile(r"[a-z]{1,32}")
 STATE_KEY = re.compile(r"[a-z0-9][a-z0-9/-]{0,199}")
+# None is what turns it off, whatever the library's annotation says.
+NO_ACCESS_LOG: dict[str, Any] = {"access_log": None}
 # Contracts whose state is linked to subjects.
 SIGNED_CONTRACTS = frozenset({"records"})
 
@@ -120,7 +123,7 @@ async def provider_port(backend: Backend, settings: ProviderSection) -> AsyncIte
     assert server is not None, "the runner was set up"
     try:
         listener = await loop.create_server(
-            lambda: _Connection(server, loop=loop, access_log=None, keepalive_timeout=KEEPALIVE_S),
+            lambda: _Connection(server, loop=loop, keepalive_timeout=KEEPALIVE_S, **NO_ACCESS_LOG),
             settings.host,
             settings.port,
         )
@@ -217,23 +220,17 @@ class ProviderApi:
             return problem("internal", "the request failed in this node")
 
     async def submit(self, request: web.Request, query: SubmitQuery) -> web.Response:
-        with self._upload_room(request):
-            submitted = _decode_submission(request, await self._body(request))
-            items = [submitted] if isinstance(submitted, Item) else submitted
-            waits = 0 if query.wait == "accepted" else len(items)
-            if self._waiting + waits > WAITS_MAX:
-                raise Rejection("busy", "too many transactions are waited for")
-            submissions = await self._submit(items)
-        refusals = [each.rejection for each in submissions if each.rejection is not None]
-        full = all(refusal.code == "pool_full" for refusal in refusals)
-        if len(refusals) == len(items) and (isinstance(submitted, Item) or full):
-            raise refusals[0]
-        self._waiting += waits
-        try:
+        with self._wait_room(query.wait):
+            with self._upload_room(request):
+                submitted = _decode_submission(request, await self._body(request))
+                items = [submitted] if isinstance(submitted, Item) else submitted
+                submissions = await self._submit(items)
+            refusals = [each.rejection for each in submissions if each.rejection is not None]
+            full = all(refusal.code == "pool_full" for refusal in refusals)
+            if len(refusals) == len(items) and (isinstance(submitted, Item) or full):
+                raise refusals[0]
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._result(each, query.wait)) for each in submissions]
-        finally:
-            self._waiting -= waits
         return _json(SubmitAnswer(results=[task.result() for task in tasks]))
 
     async def transaction(self, request: web.Request, query: NoQuery) -> web.Response:
@@ -334,7 +331,7 @@ class ProviderApi:
             await asyncio.sleep(0)
         return submissions
 
-    async def _result(self, submission: Submission, wait: str) -> TransactionResult:
+    async def _result(self, submission: Submission, wait: Wait) -> TransactionResult:
         tx_id, rejection = submission
         if rejection is not None:
             return TransactionResult(
@@ -346,9 +343,20 @@ class ProviderApi:
         assert tx_id is not None, "what was accepted has an id"
         if wait == "accepted":
             return status_view(tx_id, self._backend.status(tx_id))
-        level: Literal["committed", "sealed"] = "sealed" if wait == "sealed" else "committed"
-        status = await self._backend.wait(tx_id, level, self._settings.wait_ms_max / 1_000)
+        status = await self._backend.wait(tx_id, wait, self._settings.wait_ms_max / 1_000)
         return status_view(tx_id, status)
+
+    @contextmanager
+    def _wait_room(self, wait: Wait) -> Iterator[None]:
+        """Room for one request that waits, from before it is read until it is answered."""
+        waits = wait != "accepted"
+        if waits and self._waiting >= WAITS_MAX:
+            raise Rejection("busy", "too many requests wait")
+        self._waiting += waits
+        try:
+            yield
+        finally:
+            self._waiting -= waits
 
     @contextmanager
     def _upload_room(self, request: web.Request) -> Iterator[None]:

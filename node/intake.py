@@ -320,8 +320,11 @@ class Intake:
             self._refuse(sender, rest, rest.entries[0].height, reason)
 
     def _heartbeat(self, append: Append) -> Append:
-        """The same leader's word without blocks, at height 0, where every log agrees."""
-        return replace(append, prev_height=0, prev_term=0, prev_hash=self._chain, entries=())
+        """The same leader's word without blocks, at this node's commit height, where every log agrees."""
+        height = self._core.commit_height
+        found = self._core.term_hash(height)
+        assert found is not None, "the log holds what is committed"
+        return replace(append, prev_height=height, prev_term=found[0], prev_hash=found[1], entries=())
 
 
 def _split(append: Append, height: int) -> tuple[Append, Append]:

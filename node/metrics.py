@@ -32,21 +32,15 @@ class Metrics:
         self.last_height = gauge("last_height", "Height of the last block in the log, committed or not")
         self.commit_height = gauge("commit_height", "Highest certified height known here")
         self.executed_height = gauge("executed_height", "Height of the last block executed here")
-        self.sealed_height = gauge(
-            "sealed_height", "Height at which receipts and proofs answer; 0 before any"
-        )
+        self.sealed_height = gauge("sealed_height", "Height at which receipts and proofs answer; 0 before any")
         self.pool_transactions = gauge("pool_transactions", "Transactions that wait for a block")
         self.pool_bytes = gauge("pool_bytes", "Their bytes, bodies included")
         self.peers_connected = gauge("peers_connected", "Peers with a link in at least one direction")
         self.clock_offset_seconds = gauge("clock_offset_seconds", "This clock minus the newest block's time")
 
-        self.transactions_admitted = counter(
-            "transactions_admitted", "Transactions taken into the pool", "source"
-        )
+        self.transactions_admitted = counter("transactions_admitted", "Transactions taken into the pool", "source")
         self.transactions_refused = counter("transactions_refused", "Transactions refused, by code", "code")
-        self.transactions_executed = counter(
-            "transactions_executed", "Transactions executed, by code", "code"
-        )
+        self.transactions_executed = counter("transactions_executed", "Transactions executed, by code", "code")
         self.blocks_committed = counter("blocks_committed", "Blocks certified and executed here")
         self.elections = counter("elections", "Elections that this node started")
         self.refused_connections = counter("refused_connections", "Peer connections refused", "reason")

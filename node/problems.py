@@ -62,12 +62,8 @@ RETRIED = frozenset({"pool_full", "busy", "not_ready", "not_sealed"})
 def problem(code: str, detail: str) -> web.Response:
     """The application/problem+json answer for a code."""
     status, title = PROBLEMS.get(code, OTHERWISE)
-    body = Problem(
-        type="about:blank", title=title, status=status, code=code, detail=detail[:DETAIL_CHARACTERS_MAX]
-    )
-    response = web.Response(
-        status=status, body=msgspec.json.encode(body), content_type="application/problem+json"
-    )
+    body = Problem(type="about:blank", title=title, status=status, code=code, detail=detail[:DETAIL_CHARACTERS_MAX])
+    response = web.Response(status=status, body=msgspec.json.encode(body), content_type="application/problem+json")
     if code in RETRIED:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     if status == 401:

@@ -29,7 +29,7 @@ from ledger import merkle, state_tree
 from ledger.block import Block, decode_block
 from ledger.encoding import encode
 from ledger.errors import MissingNode, Rejection
-from ledger.execution import TxResult, decode_result, execute, genesis_state, history_leaf
+from ledger.execution import TxResult, execute, genesis_state, history_leaf
 from ledger.finality import Certificate, decode_certificate
 from ledger.genesis import Genesis
 from ledger.receipt import Seal
@@ -289,13 +289,10 @@ class Executed:
         assert 0 <= height <= self._head.height, "roots are asked for at executed heights"
         return schema.decode_roots(self._must(schema.roots_key(height)), height)
 
-    def results(self, height: int) -> tuple[TxResult, ...]:
-        """The results of an executed block, in block order. Height 0 has none."""
+    def results(self, height: int) -> list[bytes]:
+        """The encoded results of an executed block, in block order. Height 0 has none."""
         assert 1 <= height <= self._head.height, "results are asked for at executed heights"
-        data = self._must(schema.results_key(height))
-        encoded = schema.parse(list[bytes], data, f"results {height}")
-        with damage():
-            return tuple(decode_result(item) for item in encoded)
+        return schema.parse(list[bytes], self._must(schema.results_key(height)), f"results {height}")
 
     def place(self, tx_id: bytes) -> Place | None:
         """The inclusion that settled this id, or None."""

@@ -5,7 +5,7 @@ key                          value
 b ‖ height                   block as it travelled
 l ‖ height                   link: term (8) ‖ hash (32) ‖ parent (32), so that the log is read without blocks
 d ‖ commitment               body
-r ‖ height                   roots: history (32) ‖ state (32) ‖ block time in ms (8) ‖ certified height (8)
+r ‖ height                   roots: history (32) ‖ state (32) ‖ block time, ms (8) ‖ certified height (8), sealed
 c ‖ height                   certificate, canonical; only some heights have one
 x ‖ height                   canonical list of the block's encoded results
 t ‖ transaction id           height (8) ‖ index (4) ‖ result code (ASCII); the inclusion that settled the id
@@ -13,14 +13,13 @@ s ‖ state key (UTF-8)        state value, canonical
 p ‖ nibble path              page of the state tree
 h ‖ level (1) ‖ index (8)    node of the history log
 u ‖ height                   Undo: the state values before it; only above the sealed height
-m ‖ "log"                    LogRecord
-m ‖ "executed"               ExecutedRecord
-e ‖ index (4)                evidence, sealed
+m ‖ "log"                    LogRecord, sealed
+m ‖ "executed"               ExecutedRecord, sealed
+e ‖ index (4)                Evidence, sealed
 
-Each value can be told from a changed one. What follows from the chain is derived again and compared. What
-does not follow from it (the three records and evidence) is `sealed`: it ends in its own hash. "Certified
-height" in a height's roots is the newest height at or below it whose certificate is stored, so that a
-missing one is missed.
+Each value can be told from a changed one. What follows from the chain is derived again and compared. What does
+not follow from it ends in its own hash, as sealed: the two records, evidence, and the roots, whose certified
+height is the newest at or below theirs with a stored certificate, so that a missing certificate is missed.
 """
 
 import struct
@@ -74,7 +73,8 @@ class Roots(NamedTuple):
     certified: int
 
     def encode(self) -> bytes:
-        return _ROOTS.pack(*self)
+        data = _ROOTS.pack(*self)
+        return data + sha256(_SEAL, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def decode_link(data: bytes, height: int) -> Link:
 
 
 def decode_roots(data: bytes, height: int) -> Roots:
-    return Roots(*_unpack(_ROOTS, data, "roots", height))
+    return Roots(*_unpack(_ROOTS, _opened(data, f"roots of height {height}"), "roots", height))
 
 
 def decode_place(data: bytes) -> Place:
@@ -194,10 +194,7 @@ def seal(value: object) -> bytes:
 
 def unseal(shape: type[T], data: bytes, name: str) -> T:
     """A sealed record again. Raises StorageFailure naming it if a bit of it changed."""
-    body, digest = data[:-HASH_BYTES], data[-HASH_BYTES:]
-    if sha256(_SEAL, body) != digest:
-        raise StorageFailure(f"the stored {name} is not what was written")
-    return parse(shape, body, name)
+    return parse(shape, _opened(data, name), name)
 
 
 def parse(shape: type[T], data: bytes, name: str) -> T:
@@ -248,6 +245,13 @@ _TABLES = {
     b"m": "record",
     b"e": "evidence",
 }
+
+
+def _opened(data: bytes, name: str) -> bytes:
+    body, digest = data[:-HASH_BYTES], data[-HASH_BYTES:]
+    if sha256(_SEAL, body) != digest:
+        raise StorageFailure(f"the stored {name} is not what was written")
+    return body
 
 
 def _unpack(form: struct.Struct, data: bytes, name: str, height: int) -> tuple[Any, ...]:

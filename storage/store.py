@@ -17,12 +17,13 @@ A read that finds missing what the chain says must exist raises StorageFailure n
 from collections.abc import Mapping, Sequence
 
 from consensus.messages import Entry, HardState
-from ledger.block import Block
+from ledger import merkle
+from ledger.block import Block, decode_header
 from ledger.errors import Rejection
-from ledger.execution import TxResult, history_leaf, results_root
+from ledger.execution import TxResult, decode_result, history_leaf
 from ledger.finality import Certificate
 from ledger.genesis import Genesis
-from ledger.receipt import make_receipt, make_state_answer
+from ledger.receipt import make_receipt, make_state_answer, verify_seal
 from ledger.state_tree import prove
 from storage import schema
 from storage.executed import Commit, Executed, Sealed, damage, genesis_executed
@@ -30,6 +31,8 @@ from storage.log import BlockLog, genesis_log
 from storage.port import KeyValue, StorageFailure
 from storage.schema import Evidence, Place, Roots
 
+# Result trees kept for receipts, each of one block's results; beyond it the lowest height goes.
+RESULT_TREES_MAX = 16
 EVIDENCE_MAX = 1_000
 EVIDENCE_BYTES_MAX = 16 * 1024
 
@@ -52,7 +55,12 @@ class Store:
         found = self._log.term_hash(self.executed_height)
         if found is None or found[1] != self._executed.executed_hash:
             raise StorageFailure(f"the log and the executed chain differ at height {self.executed_height}")
+        if self.sealed is not None:
+            with damage():
+                header = decode_header(self.sealed.seal.header)
+                verify_seal(self.sealed.seal, header, genesis)
         self._evidence = self._load_evidence()
+        self._result_trees: dict[int, _ResultTree] = {}
 
     def close(self) -> None:
         """Only once nothing is being written."""
@@ -188,12 +196,12 @@ class Store:
         sealed = self._require_sealed()
         if place.height > sealed.height:
             raise Rejection("not_sealed", f"height {place.height} is not sealed yet")
-        found = self._log.term_hash(place.height)
-        assert found is not None, "the log reaches the executed height"
-        results = self._executed.results(place.height)
-        leaf = history_leaf(found[1], place.height, len(results), results_root(results))
-        path = self._executed.history_path(place.height, sealed.height + 1)
-        return make_receipt(sealed.seal, leaf, path, results, place.index)
+        tree = self._result_tree(place.height)
+        history_path = self._executed.history_path(place.height, sealed.height + 1)
+        with damage():
+            result = decode_result(tree.encoded[place.index])
+        result_path = merkle.path(place.index, len(tree.encoded), tree)
+        return make_receipt(sealed.seal, tree.leaf, history_path, result, result_path, place.index)
 
     def tx_status(self, tx_id: bytes) -> Place | None:
         """(height, index, code) of the inclusion that settled this id, or None."""
@@ -205,7 +213,8 @@ class Store:
 
     def results(self, height: int) -> tuple[TxResult, ...]:
         """The results of an executed block, in block order."""
-        return self._executed.results(height)
+        with damage():
+            return tuple(decode_result(item) for item in self._executed.results(height))
 
     def roots(self, height: int) -> Roots:
         """What was true after this executed height: (history, state, time_ms, certified)."""
@@ -248,6 +257,18 @@ class Store:
             raise Rejection("not_sealed", "nothing is sealed yet")
         return sealed
 
+    def _result_tree(self, height: int) -> "_ResultTree":
+        """Receipts of one block are asked for together; its tree is built once."""
+        tree = self._result_trees.get(height)
+        if tree is None:
+            found = self._log.term_hash(height)
+            assert found is not None, "the log reaches the executed height"
+            tree = _ResultTree(found[1], height, self._executed.results(height))
+            if len(self._result_trees) >= RESULT_TREES_MAX:
+                del self._result_trees[min(self._result_trees)]
+            self._result_trees[height] = tree
+        return tree
+
     def _load_evidence(self) -> tuple[Evidence, ...]:
         kept: list[Evidence] = []
         while len(kept) < EVIDENCE_MAX:
@@ -256,3 +277,17 @@ class Store:
                 break
             kept.append(schema.unseal(Evidence, data, f"evidence {len(kept)}"))
         return tuple(kept)
+
+
+class _ResultTree:
+    """The Merkle tree over one block's encoded results, and the history leaf that carries its root."""
+
+    def __init__(self, block_hash: bytes, height: int, encoded: list[bytes]) -> None:
+        self.encoded = encoded
+        self._nodes: dict[merkle.NodeName, bytes] = {}
+        for index, item in enumerate(encoded):
+            self._nodes.update(merkle.append(index, merkle.leaf_hash(item), self))
+        self.leaf = history_leaf(block_hash, height, len(encoded), merkle.root(len(encoded), self))
+
+    def get(self, level: int, index: int) -> bytes | None:
+        return self._nodes.get((level, index))

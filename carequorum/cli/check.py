@@ -15,7 +15,9 @@ STORE = "ledger"
 
 
 def run(
-    data_dir: Annotated[Path | None, typer.Argument(help="The node's data_dir; with --at, that node's.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Argument(metavar="[DATA_DIR]", help="The node's data_dir; with --at, that node's.")
+    ] = None,
     at: At = None,
     genesis: GenesisFile = None,
     as_json: AsJson = False,
@@ -23,8 +25,6 @@ def run(
     """Re-derive a stopped node's whole store from genesis: hashes, signatures, roots, state, bodies.
 
     Exit code 3 if anything is wrong, each problem named by height and record.
-
-    Example: carequorum check --at devnet/riverside
     """
     if data_dir is None and at is None:
         raise CommandError("whose store? give the node's data_dir (or --at)", USAGE)

@@ -15,7 +15,9 @@ app = typer.Typer(help="A network of hospitals on this machine, for development.
 
 Directory = Annotated[
     Path,
-    typer.Option("--dir", envvar="CAREQUORUM_DEVNET", help="The network's folder; it holds all its keys."),
+    typer.Option(
+        "--dir", metavar="DIR", envvar="CAREQUORUM_DEVNET", help="The network's folder; it holds all its keys."
+    ),
 ]
 Chosen = Annotated[list[str] | None, typer.Argument(metavar="[NODE]...", help="Node ids; all if none is given.")]
 
@@ -23,7 +25,7 @@ Chosen = Annotated[list[str] | None, typer.Argument(metavar="[NODE]...", help="N
 @app.command(epilog="Example: carequorum devnet up --nodes 4 --dir build/devnet")
 def up(
     directory: Directory = Path("devnet"),
-    nodes: Annotated[int | None, typer.Option(help="How many hospitals; 4 for a new network.")] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", help="How many hospitals; 4 for a new network.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Create the network if the folder is new, and start every daemon that does not run."""

@@ -49,8 +49,10 @@ class _Plan(msgspec.Struct, forbid_unknown_fields=True):
 
 @app.command(epilog="Example: carequorum genesis new network.toml --out genesis.json")
 def new(
-    plan: Annotated[Path, typer.Argument(help="TOML: network, [[organisations]], [[nodes]], [parameters].")],
-    out: Annotated[Path, typer.Option(help="Where to write the genesis file; never overwritten.")],
+    plan: Annotated[
+        Path, typer.Argument(metavar="PLAN", help="TOML: network, [[organisations]], [[nodes]], [parameters].")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the genesis file; never overwritten.")],
     as_json: AsJson = False,
 ) -> None:
     """Make a genesis file from a plan. Its hash, the chain id, names the network from then on.

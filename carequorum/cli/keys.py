@@ -16,7 +16,7 @@ from ledger.node_cert import certificate_pem, key_pem, make_certificate, seed_fr
 
 app = typer.Typer(help="Wallets for members, keys and certificates for nodes.")
 
-File = Annotated[Path, typer.Argument(help="The wallet, or the node's private key (PEM); mode 0600.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The wallet, or the node's private key (PEM); mode 0600.")]
 
 
 @app.command(epilog="Example: carequorum keys new dr-lee.wallet    carequorum keys new node.key --node riverside")
@@ -25,7 +25,7 @@ def new(
     node: Annotated[
         str | None, typer.Option(metavar="ID", help="Make this node's key, and its certificate FILE.crt.")
     ] = None,
-    label: Annotated[str, typer.Option(help="What you call the wallet; stays inside it.")] = "",
+    label: Annotated[str, typer.Option(metavar="TEXT", help="What you call the wallet; stays inside it.")] = "",
     passphrase_file: PassphraseFile = None,
     as_json: AsJson = False,
 ) -> None:

@@ -33,12 +33,16 @@ Proof = Annotated[
 
 
 @app.command(
-    epilog="Example: carequorum member register --at devnet/riverside --role clinician --member-wallet lee.wallet"
+    epilog="Example: carequorum member register --at build/devnet/riverside --role clinician --member-wallet lee.wallet"
 )
 def register(
-    role: Annotated[identity.Role, typer.Option(help="What the member may do.")],
-    member_wallet: Annotated[Path | None, typer.Option(help="The new member's wallet, if it is at hand.")] = None,
-    member_passphrase_file: Annotated[Path | None, typer.Option(help="A 0600 file with its passphrase.")] = None,
+    role: Annotated[identity.Role, typer.Option(metavar="ROLE", help="admin, auditor, clinician, patient or payer.")],
+    member_wallet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The new member's wallet, if it is at hand.")
+    ] = None,
+    member_passphrase_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A 0600 file with its passphrase.")
+    ] = None,
     key: Key = None,
     proof: Proof = None,
     at: At = None,
@@ -67,7 +71,7 @@ def register(
     _show(asyncio.run(run()), account_id(new_key), as_json)
 
 
-@app.command(epilog="Example: carequorum member rotate --at devnet/riverside --wallet lee.wallet")
+@app.command(epilog="Example: carequorum member rotate --at build/devnet/riverside --wallet lee.wallet")
 def rotate(
     account: Annotated[
         str | None, typer.Option(metavar="HEX", help="Another member's account, as its admin.")
@@ -108,9 +112,9 @@ def rotate(
     _show(committed, whose, as_json)
 
 
-@app.command(epilog="Example: carequorum member revoke ACCOUNT --at devnet/riverside")
+@app.command(epilog="Example: carequorum member revoke ACCOUNT --at build/devnet/riverside")
 def revoke(
-    account: Annotated[str, typer.Argument(help="The member's account, 64 hex digits.")],
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="The member's account, 64 hex digits.")],
     at: At = None,
     genesis: GenesisFile = None,
     url: Url = None,

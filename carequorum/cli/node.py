@@ -11,12 +11,11 @@ from carequorum.cli.output import USAGE, CommandError
 
 
 def run(
-    config: Annotated[Path, typer.Option(help="The daemon's TOML file; see configs/node.example.toml.")],
+    config: Annotated[
+        Path, typer.Option(metavar="FILE", help="The daemon's TOML file; see configs/node.example.toml.")
+    ],
 ) -> NoReturn:
-    """Run a node in the foreground until SIGTERM or SIGINT.
-
-    Example: carequorum node --config /etc/carequorum/node.toml
-    """
+    """Run a node in the foreground until SIGTERM or SIGINT."""
     if not config.is_file():
         raise CommandError(f"{config} is not a file", USAGE)
     # The daemon takes this process's place, so signals and the exit code are its own.

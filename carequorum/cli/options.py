@@ -29,19 +29,26 @@ At = Annotated[
     ),
 ]
 GenesisFile = Annotated[
-    Path | None, typer.Option("--genesis", envvar="CAREQUORUM_GENESIS", help="The network's genesis file.")
+    Path | None,
+    typer.Option("--genesis", metavar="FILE", envvar="CAREQUORUM_GENESIS", help="The network's genesis file."),
 ]
 Url = Annotated[
     list[str] | None,
-    typer.Option(envvar="CAREQUORUM_URL", help="A node's provider port, http://host:port; repeat for more nodes."),
+    typer.Option(
+        envvar="CAREQUORUM_URL",
+        metavar="URL",
+        help="A node's provider port, http://host:port; repeat for more nodes.",
+    ),
 ]
 WalletFile = Annotated[
-    Path | None, typer.Option("--wallet", envvar="CAREQUORUM_WALLET", help="The member's wallet file.")
+    Path | None,
+    typer.Option("--wallet", metavar="FILE", envvar="CAREQUORUM_WALLET", help="The member's wallet file."),
 ]
 PassphraseFile = Annotated[
     Path | None,
     typer.Option(
         envvar="CAREQUORUM_PASSPHRASE_FILE",
+        metavar="FILE",
         help="A 0600 file with the wallet's passphrase; asked for otherwise.",
     ),
 ]

@@ -15,10 +15,10 @@ from ledger.receipt import VerifiedReceipt, verify_receipt
 app = typer.Typer(help="Proof of what was committed.")
 
 
-@app.command(epilog="Example: carequorum receipt get TRANSACTION --out tx.receipt --at devnet/riverside")
+@app.command(epilog="Example: carequorum receipt get TRANSACTION --out tx.receipt --at build/devnet/riverside")
 def get(
-    transaction: Annotated[str, typer.Argument(help="Its id, 64 hex digits.")],
-    out: Annotated[Path, typer.Option(help="Where to write it; never overwritten.")],
+    transaction: Annotated[str, typer.Argument(metavar="TRANSACTION", help="Its id, 64 hex digits.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it; never overwritten.")],
     at: At = None,
     genesis: GenesisFile = None,
     url: Url = None,
@@ -39,7 +39,7 @@ def get(
 
 @app.command(epilog="Example: carequorum receipt verify tx.receipt --genesis genesis.json")
 def verify(
-    file: Annotated[Path, typer.Argument(help="The receipt.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The receipt.")],
     genesis: GenesisFile = None,
     as_json: AsJson = False,
 ) -> None:

@@ -43,14 +43,16 @@ Subject = Annotated[
 
 
 @app.command(
-    epilog="Example: carequorum record add note.json --patient HEX --subject HEX --at devnet/riverside "
+    epilog="Example: carequorum record add note.json --patient HEX --subject HEX --at build/devnet/riverside "
     "--wallet lee.wallet"
 )
 def add(
-    file: Annotated[Path, typer.Argument(help="What to seal, byte for byte.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What to seal, byte for byte.")],
     patient: PatientAccount,
     subject: Subject,
-    content_type: Annotated[str, typer.Option(help="Its media type; sealed too.")] = fhir.CONTENT_TYPE,
+    content_type: Annotated[
+        str, typer.Option(metavar="TYPE", help="Its media type; sealed too.")
+    ] = fhir.CONTENT_TYPE,
     at: At = None,
     genesis: GenesisFile = None,
     url: Url = None,
@@ -69,14 +71,16 @@ def add(
 
 @app.command(
     "import",
-    epilog="Example: carequorum record import history.json --patient HEX --subject HEX --at devnet/riverside "
+    epilog="Example: carequorum record import history.json --patient HEX --subject HEX --at build/devnet/riverside "
     "--wallet lee.wallet",
 )
 def import_(
-    path: Annotated[Path, typer.Argument(help="A FHIR R4 resource, Bundle or NDJSON file, or a folder of them.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A FHIR R4 resource, Bundle or NDJSON file, or a folder of them.")
+    ],
     patient: PatientAccount,
     subject: Subject,
-    in_flight: Annotated[int, typer.Option(min=1, max=256, help="How many at once.")] = 16,
+    in_flight: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="How many at once.")] = 16,
     at: At = None,
     genesis: GenesisFile = None,
     url: Url = None,
@@ -93,12 +97,12 @@ def import_(
     emit(as_json, {"records": [_facts(each) for each in imported]}, [f"{len(imported)} records added"])
 
 
-@app.command("list", epilog="Example: carequorum record list --at devnet/lakeview --wallet rosa.wallet")
+@app.command("list", epilog="Example: carequorum record list --at build/devnet/lakeview --wallet rosa.wallet")
 def list_(
     subject: Annotated[
         str | None, typer.Option(metavar="HEX", help="A handle; by default your own at your organisation.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The newest so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, metavar="N", help="The newest so many.")] = 100,
     at: At = None,
     genesis: GenesisFile = None,
     url: Url = None,
@@ -135,10 +139,12 @@ def list_(
     emit(as_json, {"records": documents}, columns([["RECORD", "TIME", "ORGANISATION", "SEALED BYTES"], *rows]))
 
 
-@app.command("open", epilog="Example: carequorum record open RECORD --at devnet/lakeview --wallet rosa.wallet")
+@app.command("open", epilog="Example: carequorum record open RECORD --at build/devnet/lakeview --wallet rosa.wallet")
 def open_(
-    record: Annotated[str, typer.Argument(help="The record's id, 64 hex digits.")],
-    out: Annotated[Path | None, typer.Option(help="A new 0600 file for the content, instead of stdout.")] = None,
+    record: Annotated[str, typer.Argument(metavar="RECORD", help="The record's id, 64 hex digits.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A new 0600 file for the content, instead of stdout.")
+    ] = None,
     at: At = None,
     genesis: GenesisFile = None,
     url: Url = None,

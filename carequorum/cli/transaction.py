@@ -18,9 +18,9 @@ def group() -> None:
     """What became of a transaction."""
 
 
-@app.command(epilog="Example: carequorum tx status TRANSACTION --at devnet/riverside")
+@app.command(epilog="Example: carequorum tx status TRANSACTION --at build/devnet/riverside")
 def status(
-    transaction: Annotated[str, typer.Argument(help="Its id, 64 hex digits.")],
+    transaction: Annotated[str, typer.Argument(metavar="TRANSACTION", help="Its id, 64 hex digits.")],
     at: At = None,
     genesis: GenesisFile = None,
     url: Url = None,

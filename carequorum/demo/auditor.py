@@ -1,10 +1,11 @@
 """Ask every node about every transaction that was answered as committed, and save the receipts that they give.
 
-`python -m carequorum.demo.auditor FOLDER` prints {"asked": count, "lost": [...]}: lost is what any node does not
-know as sealed, at the height that was answered, with a receipt.
+`python -m carequorum.demo.auditor FOLDER` prints {"asked": count, "lost": [...]}: lost, as node, id and reason,
+is what any node does not know as sealed, at the height that was answered, with a receipt.
 """
 
 import asyncio
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from ledger.genesis import Genesis
 # Asked at a time, of each node.
 IN_FLIGHT = 8
 
+Lost = tuple[str, str, str]
+
 
 def main() -> int:
     folder = Folder(Path(sys.argv[1]))
@@ -30,20 +33,17 @@ def main() -> int:
     return 1 if lost else 0
 
 
-async def audit(folder: Folder) -> list[str]:
-    """What is lost, a line each."""
+async def audit(folder: Folder) -> list[Lost]:
     plan, answers = folder.read_plan(), folder.answers()
     genesis = plan.genesis()
     lost = await asyncio.gather(
         *(_audit_node(folder, genesis, node, url, answers) for node, url in plan.urls.items())
     )
-    return [line for lines in lost for line in lines]
+    return list(itertools.chain.from_iterable(lost))
 
 
-async def _audit_node(
-    folder: Folder, genesis: Genesis, node: str, url: str, answers: list[Answer]
-) -> list[str]:
-    lost: list[str] = []
+async def _audit_node(folder: Folder, genesis: Genesis, node: str, url: str, answers: list[Answer]) -> list[Lost]:
+    lost: list[Lost] = []
     pending = iter(answers)
     with (folder.receipts / f"{node}.jsonl").open("wb") as file:
         async with Client([url], genesis) as client:
@@ -53,7 +53,7 @@ async def _audit_node(
                     try:
                         receipt = await _receipt(client, answer)
                     except Rejection as error:
-                        lost.append(f"{node}: {answer.id}: {error}")
+                        lost.append((node, answer.id, str(error)))
                     else:
                         file.write(msgspec.json.encode(SavedReceipt(answer.id, receipt)) + b"\n")
 

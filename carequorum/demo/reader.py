@@ -50,7 +50,7 @@ async def _read_patient(plan: Plan, patient: Patient, sources: dict[str, Item], 
     """The patient lists the records under its own handle, which must be those written, and opens each."""
     wallet = patient.open()
     async with Client([plan.elsewhere(patient.hospital)], plan.genesis(), wallet) as client:
-        listed = await client.records(wallet.subject_handle(patient.hospital))
+        listed = await client.records(wallet.subject_handle(patient.hospital), limit=len(sources) + 1)
         found = {record.hex() for record in listed}
         reading.wrong += [f"{record}: not listed" for record in sources.keys() - found]
         reading.wrong += [f"{record}: listed, and answered to nobody" for record in found - sources.keys()]

@@ -69,7 +69,7 @@ def test_a_content_type_is_bounded() -> None:
 @pytest.mark.parametrize("field", ["author", "chain", "record", "subject"])
 def test_a_body_opens_as_no_other_record(field: str) -> None:
     body = seal_record(CONTENT, TYPE, LABEL, READERS)
-    assert refusal(body, msgspec.structs.replace(LABEL, **{field: b"x" * 32})) == "bad_seal"
+    assert refusal(body, msgspec.structs.replace(LABEL, **{field: b"x" * 32})) == "bad_body"
 
 
 def test_no_altered_byte_of_a_body_opens() -> None:
@@ -81,7 +81,7 @@ def test_no_altered_byte_of_a_body_opens() -> None:
         altered = bytearray(body)
         altered[place] ^= 0x01
         assert refusal(bytes(altered)) in {
-            "bad_seal",
+            "bad_body",
             "not_a_reader",
             "not_canonical",
             "bad_structure",
@@ -106,7 +106,7 @@ def test_an_author_cannot_wrap_two_keys_around_one_ciphertext() -> None:
     """Two readers with two keys: whatever the ciphertext is made to mean, the check fits at most one of them."""
     fields = decode(seal_record(CONTENT, TYPE, LABEL, READERS[:1]), BODY_BYTES_MAX)
     fields["wraps"] = sorted([*fields["wraps"], *wrap_key(b"k" * 32, READERS[1:])])
-    assert refusal(encode(fields)) == "bad_seal"
+    assert refusal(encode(fields)) == "bad_body"
 
 
 def test_padding_that_is_not_by_the_rule_is_refused() -> None:
@@ -125,7 +125,7 @@ def test_padding_that_is_not_by_the_rule_is_refused() -> None:
             "salt": salt,
             "wraps": wrap_key(record_key, READERS),
         }
-        assert refusal(encode(body)) == "bad_seal"
+        assert refusal(encode(body)) == "bad_body"
 
 
 def test_a_body_shows_no_content_and_two_of_the_same_content_have_nothing_in_common() -> None:

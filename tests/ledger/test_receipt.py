@@ -75,7 +75,9 @@ class Chain:
 
     def receipt(self, height: int, index: int, seal: Seal) -> bytes:
         path = merkle.path(height, len(self.leaves), self)
-        return make_receipt(seal, self.leaves[height], path, self.results[height], index)
+        results = self.results[height]
+        result_path = merkle.inclusion_path([item.encode() for item in results], index)
+        return make_receipt(seal, self.leaves[height], path, results[index], result_path, index)
 
     def answer(self, key: str, seal: Seal) -> bytes:
         return make_state_answer(seal, key, STATE.get(key), state_tree.prove(self.pages.get, key))

@@ -23,6 +23,7 @@ SETTINGS = NetworkSettings(
     listen_host="127.0.0.1", listen_port=0, redial_min_ms=1, redial_max_ms=5, reannounce_ms=600_000
 )
 PATIENCE_S = 20.0
+NO_BLOCKS = BlockRange([], None)
 
 
 def identity(node_id: str) -> Identity:
@@ -46,7 +47,7 @@ class Recorder:
     counts: Counter[str] = field(default_factory=Counter)
     tapped: list[tuple[Direction, str, bytes]] = field(default_factory=list)
     pool: dict[bytes, SharedTransaction] = field(default_factory=dict)
-    blocks: BlockRange = BlockRange([], None)
+    blocks: BlockRange = NO_BLOCKS
     bodies: dict[bytes, bytes] = field(default_factory=dict)
     fails_with: Exception | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -198,8 +199,14 @@ def shared(number: int, size_bytes: int = 300) -> SharedTransaction:
 
 
 @asynccontextmanager
-async def fake_acceptor(node_id: str, answers: Sequence[bytes]) -> AsyncIterator[tuple[str, int]]:
-    """A listener with the certificate of a member, that answers each hello with these frames and nothing else."""
+async def fake_acceptor(
+    node_id: str, answers: Sequence[bytes], *, reads: bool = True
+) -> AsyncIterator[tuple[str, int]]:
+    """A listener with the certificate of a member, that answers each hello with these frames and nothing else.
+
+    Unless it `reads`, it takes nothing after the hello, not even a probe.
+    """
+    ended = asyncio.Event()
 
     async def accept(request: web.BaseRequest) -> web.StreamResponse:
         socket = web.WebSocketResponse()
@@ -207,7 +214,7 @@ async def fake_acceptor(node_id: str, answers: Sequence[bytes]) -> AsyncIterator
         await socket.receive()
         for answer in answers:
             await socket.send_bytes(answer)
-        await socket.receive()
+        await (socket.receive() if reads else ended.wait())
         return socket
 
     node = identity(node_id)
@@ -217,5 +224,6 @@ async def fake_acceptor(node_id: str, answers: Sequence[bytes]) -> AsyncIterator
     try:
         yield listener.sockets[0].getsockname()[:2]
     finally:
+        ended.set()
         listener.close()
         await server.shutdown(timeout=1)

@@ -1,15 +1,31 @@
 """Two peers that know each other: what is sent arrives, what cannot be sent is counted."""
 
 import asyncio
+import ssl
 from dataclasses import replace
 
 import pytest
+import uvloop
 
 from consensus.messages import Append, Certificate, Entry, PreVote, PreVoteReply, Vote
 from ledger.errors import Rejection
+from network.greeting import Greeter
 from network.messages import Lane
 from network.port import PeerStatus
-from tests.network.peers import PATIENCE_S, SETTINGS, Recorder, greeted_lane, member, network, pair
+from tests.network.peers import (
+    CHAIN,
+    PATIENCE_S,
+    SETTINGS,
+    Recorder,
+    client_context,
+    fake_acceptor,
+    greeted_lane,
+    identity,
+    member,
+    network,
+    pair,
+    shared,
+)
 
 H = b"h" * 32
 
@@ -82,15 +98,18 @@ async def test_a_peer_that_restarts_is_dialled_again() -> None:
 @pytest.mark.asyncio
 async def test_a_newer_connection_of_a_member_replaces_the_older() -> None:
     recorder = Recorder()
-    async with network("a", recorder, {"b": member("b")}) as a:
-        async with greeted_lane(a.address, "b") as first, greeted_lane(a.address, "b", Lane.GOSSIP):
+    async with (
+        network("a", recorder, {"b": member("b")}) as a,
+        greeted_lane(a.address, "b") as first,
+        greeted_lane(a.address, "b", Lane.GOSSIP),
+    ):
+        assert a.peers()["b"].receiving
+        async with greeted_lane(a.address, "b") as second:
+            async with asyncio.timeout(PATIENCE_S):
+                await first.receive()
+            assert first.closed
+            assert not second.closed
             assert a.peers()["b"].receiving
-            async with greeted_lane(a.address, "b") as second:
-                async with asyncio.timeout(PATIENCE_S):
-                    await first.receive()
-                assert first.closed
-                assert not second.closed
-                assert a.peers()["b"].receiving
 
 
 @pytest.mark.asyncio
@@ -119,13 +138,27 @@ async def test_a_rejection_by_the_handler_closes_the_link_and_tells_the_peer() -
 async def test_a_fault_of_ours_ends_the_network_that_has_it() -> None:
     at_a, at_b = Recorder(), Recorder(fails_with=ZeroDivisionError("ours"))
     async with network("a", at_a, {"b": member("b")}) as a:
-        with pytest.raises(ExceptionGroup) as caught:
+
+        async def live() -> None:
             async with network("b", at_b, {"a": member("a")}) as b:
                 a.set_peers({"b": member("b", b.address)})
                 await at_a.until(lambda: at_a.connected)
                 a.send_consensus("b", PreVote(1, 0, 0))
                 await asyncio.Event().wait()
+
+        with pytest.raises(ExceptionGroup) as caught:
+            await live()
         assert caught.group_contains(ZeroDivisionError, match="ours")
+
+
+@pytest.mark.asyncio
+async def test_what_the_body_raises_leaves_as_it_is() -> None:
+    async def live() -> None:
+        async with network("a", Recorder(), {}):
+            raise LookupError("the node's own")
+
+    with pytest.raises(LookupError, match="the node's own"):
+        await live()
 
 
 @pytest.mark.asyncio
@@ -138,3 +171,69 @@ async def test_the_tap_sees_every_frame_of_both_sides_in_clear() -> None:
         assert any(b"planted in clear" in frame for frame in sent)
         assert set(came) <= set(sent)
         assert any(b"planted in clear" in frame for frame in came)
+
+
+HELLO_OF_B = Greeter(identity("b"), CHAIN).hello()
+
+
+@pytest.mark.asyncio
+async def test_a_peer_that_stops_reading_fills_its_queue_and_no_more() -> None:
+    """Were the transport to take everything, nothing would ever be dropped and the memory be unbounded."""
+    recorder = Recorder()
+    settings = replace(SETTINGS, gossip_interval_ms=0, gossip_queue_bytes_max=1_000_000)
+    async with (
+        fake_acceptor("b", [HELLO_OF_B], reads=False) as address,
+        network("a", recorder, {"b": member("b", address)}, settings=settings) as a,
+    ):
+        await recorder.until(lambda: recorder.connected)
+        pushed = 0
+        while not recorder.counts["dropped transactions queue_full"]:
+            assert pushed < 1_000
+            a.push_transactions([shared(pushed, 100_000)])
+            pushed += 1
+            await asyncio.sleep(0)
+
+
+@pytest.mark.asyncio
+async def test_a_peer_that_answers_no_probe_is_given_up_and_dialled_again() -> None:
+    recorder = Recorder()
+    settings = replace(SETTINGS, liveness_ms=20)
+    async with (
+        fake_acceptor("b", [HELLO_OF_B], reads=False) as address,
+        network("a", recorder, {"b": member("b", address)}, settings=settings),
+    ):
+        await recorder.until(lambda: len(recorder.connected) >= 2)
+
+
+@pytest.mark.asyncio
+async def test_an_idle_link_stays_up_while_its_probes_are_answered() -> None:
+    """Nothing crosses the control lane while a dozen announcements on the other one span two probes."""
+    async with pair(replace(SETTINGS, liveness_ms=500, reannounce_ms=100)) as two:
+        two.at_a.pool = {bytes(32): shared(1)}
+        await two.at_b.until(lambda: two.at_b.counts["in announce"] >= 12)
+        assert two.at_a.connected == ["b"]
+        assert two.at_b.connected == ["a"]
+
+
+def test_the_links_run_on_uvloop() -> None:
+    async def story() -> None:
+        async with pair() as two:
+            two.a.send_consensus("b", append(2, b"d" * 200_000))
+            two.a.push_transactions([shared(1)])
+            await two.at_b.until(lambda: two.at_b.consensus and two.at_b.transactions)
+            assert await two.b.fetch_bodies("a", [b"c" * 32]) == {}
+            context = client_context(identity("stranger"), [identity("a").certificate])
+            with pytest.raises((OSError, EOFError)):
+                await greet_as_stranger(two.a.address, context)
+            await two.at_a.until(lambda: two.at_a.counts["connection unknown_certificate"])
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(story())
+
+
+async def greet_as_stranger(address: tuple[str, int], context: ssl.SSLContext) -> None:
+    reader, writer = await asyncio.open_connection(*address, ssl=context)
+    try:
+        await reader.readexactly(1)
+    finally:
+        writer.close()

@@ -43,12 +43,16 @@ async def goodbye(socket: aiohttp.ClientWebSocketResponse) -> str:
 
 async def refused_handshake(address: tuple[str, int], context: ssl.SSLContext) -> None:
     """A TLS connection that expects to be refused; in version 1.3 the client learns of it when it reads."""
-    with pytest.raises((ssl.SSLError, ConnectionError, EOFError)):
+
+    async def read() -> None:
         reader, writer = await asyncio.open_connection(*address, ssl=context)
         try:
             await reader.readexactly(1)
         finally:
             writer.close()
+
+    with pytest.raises((ssl.SSLError, ConnectionError, EOFError)):
+        await read()
 
 
 @pytest.mark.asyncio

@@ -1,5 +1,7 @@
 """The store: what persists, what executes, what reads see and when, and what a restart finds."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -42,6 +44,24 @@ def chain(disk: PowerLossDisk) -> Chain:
     chain = Chain(disk)
     assert [result.code for result in chain.add(doctor()).results] == ["ok"]
     return chain
+
+
+class InterruptedDisk(PowerLossDisk):
+    """Another thread's turn comes just before a chosen read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.interrupt(-1, lambda: None)
+
+    def interrupt(self, place: int, turn: Callable[[], None]) -> None:
+        self.reads, self._place, self._turn = 0, place, turn
+
+    def get(self, key: bytes) -> bytes | None:
+        if self.reads == self._place:
+            self._place = -1
+            self._turn()
+        self.reads += 1
+        return super().get(key)
 
 
 def restarted(disk: PowerLossDisk) -> Store:
@@ -194,26 +214,22 @@ class TestLog:
             chain.store.persist(None, (), {}, HardState(7, None))
         assert chain.store.hard_state().term == 1
 
-    def test_a_read_that_a_truncation_overtakes_never_mixes_two_logs(self, chain: Chain, disk: PowerLossDisk) -> None:
-        """The truncating batch lands while the reader is between two heights."""
-        for _ in range(3):
-            chain.persist(chain.seal())
-        first = chain.store.entry(1)
-        old = chain.store.entries(2, 4, 1 << 20)
-        chain.term = 2
-        new = chain.seal(parent=first)
-        reads = iter(range(100))
-        get = disk.get
-
-        def get_while_truncating(key: bytes) -> bytes | None:
-            value = get(key)
-            if key == schema.block_key(3) and next(reads) == 0:
-                chain.persist(new, truncate_from=2)
-            return value
-
-        disk.get = get_while_truncating  # type: ignore[method-assign]
-        assert old[0].hash != new.hash
-        assert chain.store.entries(2, 4, 1 << 20) == (entry_of(new),)
+    def test_a_read_that_a_truncation_overtakes_never_mixes_two_logs(self) -> None:
+        """The truncating batch lands at each place between the reader's reads."""
+        place, reads = 0, 1
+        while place < reads:
+            disk = InterruptedDisk()
+            chain = Chain(disk)
+            for _ in range(4):
+                chain.persist(chain.seal())
+            old = chain.store.entries(1, 4, 1 << 20)
+            chain.term = 2
+            new = chain.seal(parent=old[1])
+            disk.interrupt(place, partial(chain.persist, new, truncate_from=3))
+            assert chain.store.entries(1, 4, 1 << 20) in (old, (*old[:2], entry_of(new)))
+            reads = disk.reads
+            place += 1
+        assert place > 8
 
 
 class TestBoot:
@@ -253,6 +269,8 @@ class TestBoot:
             schema.block_key(4),
             schema.roots_key(3),
             schema.undo_key(3),
+            schema.certificate_key(3),
+            schema.block_key(3),
             schema.page_key(b""),
             schema.history_key(2, 0),
         ],
@@ -338,6 +356,41 @@ class TestExecution:
             store.write(commit)
             store.written(commit)
             assert store.get(HEAD) == newest
+
+    def test_a_write_between_any_two_reads_changes_no_answer(self) -> None:
+        """What the writer thread may do to the loop's reads, at each place where it may."""
+        place, reads = 0, 1
+        while place < reads:
+            disk = InterruptedDisk()
+            chain = Chain(disk)
+            sent = doctor()
+            chain.add(sent)
+            for name in "abc":
+                chain.add(record(name, "another"))
+            block = chain.seal(record("r"))
+            chain.persist(block)
+            commit = chain.store.derive(block, certify(block))
+            chain.store.apply(commit)
+            expected = self.answers(chain.store, sent.id)
+            disk.interrupt(place, partial(chain.store.write, commit))
+            assert self.answers(chain.store, sent.id) == expected
+            reads = disk.reads
+            place += 1
+        assert place > 10
+
+    def answers(self, store: Store, sent: bytes) -> tuple[object, ...]:
+        return (
+            store.state_answer(HEAD),
+            store.state_answer(record_key("a")),
+            store.state_at_sealed(record_key("r")),
+            store.get(record_key("r")),
+            store.tx_status(sent),
+            store.included_at_ms(sent),
+            store.receipt(sent),
+            store.roots(3),
+            store.results(3),
+            store.certificate_at_or_below(4),
+        )
 
     def test_applied_commits_are_bounded(self, chain: Chain) -> None:
         store = chain.store

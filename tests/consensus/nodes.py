@@ -1,0 +1,167 @@
+"""One core with a disk that forgets what was not written: the hand tool of every consensus test."""
+
+from collections import deque
+from hashlib import sha256
+
+from consensus.core import RaftCore
+from consensus.messages import Certificate, Configuration, Entry, HardState, Message, NodeId, Ready
+from consensus.ports import CoreSettings, Restored
+
+GENESIS = sha256(b"genesis").digest()
+
+
+def block_hash(height: int, term: int, parent: bytes, data: bytes) -> bytes:
+    return sha256(b"%d/%d/" % (height, term) + parent + data).digest()
+
+
+def make_block(height: int, term: int, parent: bytes, data: bytes = b"") -> Entry:
+    return Entry(height, term, parent, block_hash(height, term, parent, data), data)
+
+
+def make_chain(*terms: int, data: bytes = b"") -> list[Entry]:
+    """A log from height 1 up, with one block for each term given."""
+    chain: list[Entry] = []
+    for height, term in enumerate(terms, 1):
+        chain.append(make_block(height, term, chain[-1].hash if chain else GENESIS, data))
+    return chain
+
+
+def extend(chain: list[Entry], *terms: int, data: bytes = b"") -> list[Entry]:
+    """A new chain: `chain` and one more block for each term."""
+    longer = list(chain)
+    for term in terms:
+        parent = longer[-1].hash if longer else GENESIS
+        longer.append(make_block(len(longer) + 1, term, parent, data))
+    return longer
+
+
+def certify(entry: Entry, *voters: NodeId) -> Certificate:
+    signatures = tuple((voter, acknowledgement(voter, entry.term, entry.height, entry.hash)) for voter in voters)
+    return Certificate(entry.term, entry.height, entry.hash, signatures)
+
+
+def acknowledgement(voter: NodeId, term: int, height: int, block: bytes) -> bytes:
+    return b"ack/%s/%d/%d/" % (voter.encode(), term, height) + block
+
+
+class Disk:
+    """What survives a crash: a LogReader over batches written in order."""
+
+    def __init__(self, chain: list[Entry] | None = None, hard_state: HardState | None = None) -> None:
+        self.blocks = {entry.height: entry for entry in chain or []}
+        self.hard_state = hard_state or HardState()
+        self.certificate: Certificate | None = None
+
+    @property
+    def last_height(self) -> int:
+        return len(self.blocks)
+
+    def write(self, batch: Ready) -> None:
+        if batch.truncate_from is not None:
+            for height in range(batch.truncate_from, self.last_height + 1):
+                del self.blocks[height]
+        for entry in batch.entries:
+            assert entry.height == self.last_height + 1, "batches arrive in order and leave no hole"
+            self.blocks[entry.height] = entry
+        self.hard_state = batch.hard_state or self.hard_state
+
+    def term_hash(self, height: int) -> tuple[int, bytes] | None:
+        entry = self.blocks.get(height)
+        return (entry.term, entry.hash) if entry else None
+
+    def entries(self, first: int, last: int, bytes_max: int) -> tuple[Entry, ...]:
+        chosen = [self.blocks[first]]
+        for height in range(first + 1, min(last, self.last_height) + 1):
+            if sum(len(entry.data) for entry in chosen) + len(self.blocks[height].data) > bytes_max:
+                break
+            chosen.append(self.blocks[height])
+        return tuple(chosen)
+
+
+class PlainSigner:
+    """Signatures in clear. A payload is bytes, or None for the empty block of a new leader."""
+
+    def __init__(self, node_id: NodeId) -> None:
+        self.node_id = node_id
+
+    def seal(self, height: int, term: int, parent: bytes, payload: object) -> tuple[bytes, bytes]:
+        data = payload if isinstance(payload, bytes) else b""
+        return data, block_hash(height, term, parent, data)
+
+    def acknowledge(self, term: int, height: int, block: bytes) -> bytes:
+        return acknowledgement(self.node_id, term, height, block)
+
+    def vote(self, term: int, candidate: NodeId) -> bytes:
+        return b"vote/%s/%d/%s" % (self.node_id.encode(), term, candidate.encode())
+
+
+class Node:
+    """A core and its shell. `sent` and `committed` collect what it let go; `pending` waits for the disk."""
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        configuration: Configuration,
+        disk: Disk | None = None,
+        settings: CoreSettings | None = None,
+        signer: PlainSigner | None = None,
+    ) -> None:
+        self.node_id = node_id
+        self.disk = disk or Disk()
+        self.sent: list[tuple[NodeId, Message]] = []
+        self.committed: list[Certificate] = []
+        self.pending: deque[Ready] = deque()
+        restored = Restored(
+            hard_state=self.disk.hard_state,
+            base_height=0,
+            base_term=0,
+            base_hash=GENESIS,
+            last_height=self.disk.last_height,
+            certificate=self.disk.certificate,
+            configurations=((0, configuration),),
+        )
+        self.core = RaftCore(
+            settings or CoreSettings(node_id), restored, self.disk, signer or PlainSigner(node_id)
+        )
+
+    def pump(self) -> None:
+        """Do what Ready says, except for the disk."""
+        while self.core.has_ready():
+            ready = self.core.ready()
+            self.sent.extend(ready.messages)
+            if ready.seq:
+                self.pending.append(ready)
+            if ready.committed is not None:
+                self.committed.append(ready.committed)
+
+    def persist(self, batches: int | None = None) -> None:
+        """Write the oldest `batches` of what is pending (all, if None), and report the last one."""
+        self.pump()
+        count = len(self.pending) if batches is None else batches
+        for _ in range(count):
+            batch = self.pending.popleft()
+            self.disk.write(batch)
+            self.core.persisted(batch.seq)
+            self.pump()
+        if batches is None and self.pending:
+            self.persist()
+
+    def step(self, sender: NodeId, message: Message) -> None:
+        self.core.step(sender, message)
+        self.pump()
+
+    def tick(self, ticks: int = 1) -> None:
+        for _ in range(ticks):
+            self.core.tick()
+        self.pump()
+
+    def take(self) -> list[tuple[NodeId, Message]]:
+        """What was sent since the last call."""
+        self.pump()
+        sent, self.sent = self.sent, []
+        return sent
+
+    def log(self) -> list[Entry]:
+        """The whole log as the core sees it, durable or not."""
+        entries = [self.core.entry(height) for height in range(1, self.core.last_height + 1)]
+        return [entry for entry in entries if entry is not None]

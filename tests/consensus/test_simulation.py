@@ -1,0 +1,26 @@
+"""Seeded runs of whole clusters: first safety under every fault, then progress once all is healed."""
+
+import pytest
+
+from tests.consensus.cluster import Cluster
+
+STEPS = 6_000
+LIVENESS_TICKS = 10 * 20
+
+
+def run(seed: int) -> Cluster:
+    voters, learners = ((3, 0), (4, 0), (5, 0), (3, 1), (2, 0), (1, 1))[seed % 6]
+    cluster = Cluster(seed, voters, learners)
+    cluster.run(STEPS)
+    cluster.settle(LIVENESS_TICKS)
+    return cluster
+
+
+@pytest.mark.parametrize("first", range(0, 200, 20))
+def test_no_seed_breaks_a_promise_and_every_seed_recovers(first: int) -> None:
+    for seed in range(first, first + 20):
+        try:
+            run(seed)
+        except Exception as error:
+            error.add_note(f"seed {seed}: tests.consensus.test_simulation.run({seed}) shows it again")
+            raise
