@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from carequorum.client import AddedRecord, Client
+from carequorum.submission import Level
 
 Name = TypeVar("Name")
 
@@ -24,7 +25,7 @@ class NewRecord(Generic[Name]):
 
 @dataclass(frozen=True, slots=True)
 class Imported(Generic[Name]):
-    """One record that was answered as committed, and when: CLOCK_MONOTONIC, ns."""
+    """One record that was answered as it should be, and when: CLOCK_MONOTONIC, ns."""
 
     name: Name
     added: AddedRecord
@@ -37,6 +38,8 @@ async def add_records(
     new: Iterable[NewRecord[Name]],
     in_flight: int,
     on_added: Callable[[Imported[Name]], None],
+    *,
+    wait: Level = "committed",
 ) -> None:
     """Add every record of `new`, which is drawn from as places become free; call `on_added` as answers come.
 
@@ -44,7 +47,7 @@ async def add_records(
     failure, as `Client.add_record` does, and whatever `new` or `on_added` raise.
     """
     source = iter(new)
-    tasks = [asyncio.create_task(_add_in_turn(client, source, on_added)) for _ in range(in_flight)]
+    tasks = [asyncio.create_task(_add_in_turn(client, source, on_added, wait)) for _ in range(in_flight)]
     try:
         await asyncio.gather(*tasks)
     finally:
@@ -54,11 +57,14 @@ async def add_records(
 
 
 async def _add_in_turn(
-    client: Client, source: Iterator[NewRecord[Name]], on_added: Callable[[Imported[Name]], None]
+    client: Client,
+    source: Iterator[NewRecord[Name]],
+    on_added: Callable[[Imported[Name]], None],
+    wait: Level,
 ) -> None:
     for record in source:
         submitted_ns = time.monotonic_ns()
         added = await client.add_record(
-            record.content, record.content_type, subject=record.subject, readers=record.readers
+            record.content, record.content_type, subject=record.subject, readers=record.readers, wait=wait
         )
         on_added(Imported(record.name, added, submitted_ns, time.monotonic_ns()))

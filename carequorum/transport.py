@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
@@ -80,7 +80,7 @@ class Node:
 
     url: str
     id: str | None = None
-    avoid_until: float = field(default=0.0)
+    avoid_until: float = 0.0
 
 
 class _Problem(msgspec.Struct, frozen=True):

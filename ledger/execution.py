@@ -134,7 +134,9 @@ def admit(transaction: Transaction, read: Read, time_ms: int) -> identity.Accoun
     """What a pool asks before it takes a transaction, at its own time and the newest state: the rules that
     execution will apply, so far as they can be known now. The signing account, or raises Rejection."""
     check_time(transaction.envelope, time_ms)
-    return check_member(read, transaction.envelope)
+    account = check_member(read, transaction.envelope)
+    identity.check_new_keys(transaction.envelope.actions)
+    return account
 
 
 def genesis_state(genesis: Genesis) -> dict[str, bytes]:

@@ -37,7 +37,7 @@ class Reference(BodyReference, frozen=True, forbid_unknown_fields=True):
     """A BodyReference as the wire must carry it."""
 
     commitment: Bytes32
-    size: Annotated[int, Meta(ge=1, le=BODY_BYTES_MAX)]
+    size: Annotated[int, Meta(ge=1, le=2**53)]
 
 
 class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,8 +92,9 @@ def decode_transaction(data: bytes) -> Transaction:
     used = sorted(action.body for action in envelope.actions if hasattr(action, "body"))
     if used != list(range(len(envelope.bodies))):
         raise Rejection("bad_structure", "every body is named by exactly one action")
-    if sum(reference.size for reference in envelope.bodies) > BODIES_BYTES_MAX:
-        raise Rejection("too_large", f"bodies of more than {BODIES_BYTES_MAX} bytes in all")
+    sizes = [reference.size for reference in envelope.bodies]
+    if max(sizes, default=0) > BODY_BYTES_MAX or sum(sizes) > BODIES_BYTES_MAX:
+        raise Rejection("too_large", f"a body has at most {BODY_BYTES_MAX} bytes, all have {BODIES_BYTES_MAX}")
     digest = sha256(signed.body)
     return Transaction(
         envelope=envelope,

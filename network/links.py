@@ -141,6 +141,7 @@ class Link:
         while True:
             begun = loop.time()
             reason = await self._once()
+            # What held for a while, or hung for a while, has waited already; what fails at once backs off.
             if loop.time() - begun > settings.redial_max_ms / 1000 and reason is None:
                 delay_ms = settings.redial_min_ms
             await asyncio.sleep(_jittered(delay_ms) / 1000)

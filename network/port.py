@@ -125,7 +125,7 @@ class Handler(Protocol):
         ...
 
     def on_goodbye(self, peer: NodeId, reason: str) -> None:
-        """The peer refused us for good reason, under its signature: "removed"."""
+        """The peer ended our link to it and signed why: "removed", or the code of what it did not accept."""
         ...
 
 

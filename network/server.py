@@ -5,7 +5,8 @@
 | no certificate, an unknown one, older TLS | refused in the handshake, counted |
 | a certificate whose pin was taken away | 403, counted unknown_certificate |
 | a removed node | a signed goodbye "removed", closed, counted |
-| another version, chain or name | a signed goodbye with the reason, closed, counted |
+| another version or chain | a hello, by which the other side sees it too, a goodbye, closed, counted |
+| another name than its certificate's | a signed goodbye with the reason, closed, counted |
 | a member whose lane is open already | the older connection is cut: the node has restarted or lost it |
 | a frame that breaks a rule | a signed goodbye with the reason, closed, counted |
 """
@@ -128,7 +129,7 @@ class PeerServer:
             await peer_socket.prepare(request)
             if await self._greeted(peer_socket, *found):
                 await self._attend(_Inbound(peer_socket, transport), found[0], lane)
-        except (ConnectionError, TimeoutError) as error:
+        except ConnectionError as error:
             _log.debug("connection_lost", peer=found[0], error=type(error).__name__)
         except Exception as error:  # noqa: BLE001 - aiohttp would log it and go on; a fault of ours ends the node
             self._events.fault(error)
@@ -144,8 +145,11 @@ class PeerServer:
         try:
             if peer.standing == "removed":
                 raise Rejection("removed", "by decision of the network")
-            async with asyncio.timeout(GREETING_TIMEOUT_S):
-                frame = await _frame(peer_socket)
+            try:
+                async with asyncio.timeout(GREETING_TIMEOUT_S):
+                    frame = await _frame(peer_socket)
+            except TimeoutError:
+                raise Rejection("bad_hello", "none came in time") from None
             if frame is None:
                 return False
             self._saw("in", peer_id, frame)
@@ -153,11 +157,12 @@ class PeerServer:
         except Rejection as refusal:
             self._counters.connection_refused(refusal.code)
             _log.warning("connection_refused", peer=peer_id, reason=refusal.code, detail=refusal.detail)
+            if refusal.code in ("protocol_version", "wrong_chain"):
+                # A goodbye of another chain or version cannot be checked; a hello names the difference by itself.
+                await self._say_hello(peer_socket, peer_id)
             await self._say_goodbye(peer_socket, peer_id, refusal.code)
             return False
-        hello = self._greeter.hello()
-        self._saw("out", peer_id, hello)
-        await peer_socket.send_bytes(hello)
+        await self._say_hello(peer_socket, peer_id)
         return True
 
     async def _attend(self, inbound: _Inbound, peer_id: NodeId, lane: Lane) -> None:
@@ -197,6 +202,11 @@ class PeerServer:
             if frame[1] != Stream.URGENT:
                 # A full buffer never suspends this task: let the other connections have their turn.
                 await asyncio.sleep(0)
+
+    async def _say_hello(self, peer_socket: web.WebSocketResponse, peer_id: NodeId) -> None:
+        hello = self._greeter.hello()
+        self._saw("out", peer_id, hello)
+        await peer_socket.send_bytes(hello)
 
     async def _say_goodbye(self, peer_socket: web.WebSocketResponse, peer_id: NodeId, reason: str) -> None:
         if not peer_socket.closed:

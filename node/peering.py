@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import structlog
+
 from consensus.messages import Message
 from ledger.errors import Rejection
 from network.port import BlockRange, Direction, SharedTransaction
@@ -10,6 +12,11 @@ from node.intake import Intake
 from node.metrics import Metrics
 from node.pool import Pool
 from storage.store import Store
+
+_log = structlog.get_logger(__name__)
+
+# Read at once for one question, on the event loop.
+RANGE_BYTES_MAX = 4 * 1024 * 1024
 
 
 class Peering:
@@ -68,6 +75,7 @@ class Peering:
     def serve_blocks(self, from_height: int, bytes_max: int) -> BlockRange:
         blocks: list[bytes] = []
         size = 0
+        bytes_max = min(bytes_max, RANGE_BYTES_MAX)
         best = BlockRange((), None)
         for height in range(max(from_height, 1), self._store.executed_height + 1):
             data = self._store.block_data(height)
@@ -97,7 +105,9 @@ class Peering:
         self._connected(peer)
 
     def on_goodbye(self, peer: str, reason: str) -> None:
-        self._removed(reason)
+        _log.warning("refused by a peer", peer=peer, reason=reason)
+        if reason == "removed":
+            self._removed(reason)
 
 
 class NetworkCounters:

@@ -36,6 +36,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "bad_structure": (400, "The fields do not fit"),
     "unknown_format": (400, "The format number is unknown"),
     "unknown_action": (400, "The action is unknown"),
+    "bad_key": (400, "The key is not one that an account may have"),
     "wrong_chain": (400, "Signed for another network"),
     "body_mismatch": (400, "The bodies are not what the transaction commits to"),
     # Its time.

@@ -33,7 +33,9 @@ def problems(names: list[str], expected: set[str]) -> list[str]:
 def build(folder: Path) -> list[str]:
     """Build the wheel into `folder` and return the names of the files in it."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    built = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    if built.returncode:
+        raise SystemExit(built.stderr)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         return archive.namelist()

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from carequorum.cli.options import (
+    WAIT,
     AsJson,
     At,
     GenesisFile,
@@ -33,7 +34,8 @@ Proof = Annotated[
 
 
 @app.command(
-    epilog="Example: carequorum member register --at build/devnet/riverside --role clinician --member-wallet lee.wallet"
+    epilog="Example: carequorum member register --role clinician --member-wallet lee.wallet "
+    "--at build/devnet/riverside"
 )
 def register(
     role: Annotated[identity.Role, typer.Option(metavar="ROLE", help="admin, auditor, clinician, patient or payer.")],
@@ -66,7 +68,7 @@ def register(
 
     async def run() -> Committed:
         async with found.client(admin) as client:
-            return await client.register_member(new_key, new_proof, role)
+            return await client.register_member(new_key, new_proof, role, wait=WAIT)
 
     _show(asyncio.run(run()), account_id(new_key), as_json)
 
@@ -98,7 +100,7 @@ def rotate(
     async def run() -> tuple[Committed, bytes]:
         async with found.client(signer) as client:
             if account is None or key is None or proof is None:
-                return await client.rotate(), signer.account
+                return await client.rotate(wait=WAIT), signer.account
             other = parse_hex(account, 32, "--account")
             action = identity.Rotate(
                 account=other,
@@ -106,7 +108,7 @@ def rotate(
                 proof=parse_hex(proof, 64, "--proof"),
                 version=(await client.account(other)).version,
             )
-            return await client.transact([action]), other
+            return await client.transact([action], wait=WAIT), other
 
     committed, whose = asyncio.run(run())
     _show(committed, whose, as_json)
@@ -129,7 +131,7 @@ def revoke(
 
     async def run() -> Committed:
         async with found.client(signer) as client:
-            return await client.revoke(whose)
+            return await client.revoke(whose, wait=WAIT)
 
     _show(asyncio.run(run()), whose, as_json)
 

@@ -15,9 +15,13 @@ import typer
 from carequorum.cli.output import USAGE, CommandError
 from carequorum.client import Client
 from carequorum.devnet import Devnet
+from carequorum.submission import Level
 from carequorum.verify import load_genesis
 from carequorum.wallet import Wallet, read_passphrase
 from ledger.genesis import Genesis
+
+# Proven reads are at the sealed height. A command that returned only then is seen by the next one.
+WAIT: Level = "sealed"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 At = Annotated[

@@ -12,6 +12,7 @@ import typer
 
 from carequorum import fhir
 from carequorum.cli.options import (
+    WAIT,
     Access,
     AsJson,
     At,
@@ -204,7 +205,7 @@ async def _add(
             readers = [(await client.account(account)).key]
             new = (NewRecord(name, content, content_type, handle, readers) for name, content in sources)
             try:
-                await add_records(client, new, in_flight, note)
+                await add_records(client, new, in_flight, note, wait=WAIT)
             except Rejection as error:
                 if total > 1:
                     raise CommandError(f"{error} (after {len(imported)} of {total} records)") from None

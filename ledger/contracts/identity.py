@@ -21,6 +21,7 @@ change names the version it replaces; an organisation always keeps an active adm
 """
 
 from bisect import insort
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -128,6 +129,15 @@ def check_key(read: Read, account: bytes, public_key: bytes) -> Account:
     return _active(found)
 
 
+def check_new_keys(actions: Iterable[object]) -> None:
+    """What needs no state: Rejection("bad_key") if an action brings a key that no account may have."""
+    for action in actions:
+        if isinstance(action, Register):
+            _require_valid(action.key)
+        elif isinstance(action, Rotate):
+            _require_valid(action.new_key)
+
+
 def signer(context: Context) -> Account:
     """The signing account. Rejection("revoked") if an earlier action of the same transaction ended it."""
     return _active(_account(context, context.by))
@@ -216,12 +226,16 @@ def _require_admin_of(context: Context, organisation: str) -> None:
 
 def _require_new_key(context: Context, public_key: bytes, account: bytes, proof: bytes) -> None:
     """A key enters only if it is a safe point, never served before, and its holder says so."""
-    if not is_valid_key(public_key):
-        raise Rejection("bad_key", "the key is not a valid point of the prime-order group")
+    _require_valid(public_key)
     if context.read(key_path(public_key)) is not None:
         raise Rejection("key_in_use", "a key serves one account, once")
     if not verify(public_key, KEY_POSSESSION, _possession_digest(context.chain, account, public_key), proof):
         raise Rejection("bad_proof", "the proof of possession does not verify under the new key")
+
+
+def _require_valid(public_key: bytes) -> None:
+    if not is_valid_key(public_key):
+        raise Rejection("bad_key", "the key is not a valid point of the prime-order group")
 
 
 def _organisation(context: Context, organisation: str) -> Organisation:

@@ -282,3 +282,18 @@ async def test_fifty_in_flight_all_arrive(ports: list[Port], doctor: Wallet) -> 
     async with client_of(ports, doctor) as client:
         committed = await asyncio.gather(*(client.transact(*addition(f"many {number}")) for number in range(50)))
     assert len({(each.height, each.index) for each in committed}) == 50
+
+
+async def test_a_status_that_makes_no_sense_is_no_status(ports: list[Port], doctor: Wallet) -> None:
+    ports[0].faults += [refuses("expired", 409), answers(b"[]")]
+    async with client_of(ports, doctor) as client:
+        committed = await client.transact(*addition("status"))
+    assert ports[1].backend.status(committed.id).code == "ok"
+    assert len(ports[1].requests) == 1
+
+
+async def test_committed_without_a_place_is_not_believed(ports: list[Port], doctor: Wallet) -> None:
+    ports[0].faults.append(answers(said(id="00", status="committed", code="ok")))
+    async with client_of(ports, doctor) as client:
+        with pytest.raises(OutcomeUnknown, match="not where"):
+            await client.transact(*addition("nowhere"))

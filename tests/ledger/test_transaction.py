@@ -164,7 +164,8 @@ def in_action(**fields: object) -> Edit:
         (set_to(bodies=[{"commitment": b"\0" * 32, "size": 1}] * 2), "bad_structure"),
         (set_to(bodies=[{"commitment": b"\0" * 31, "size": 1}]), "bad_structure"),
         (set_to(bodies=[{"commitment": b"\0" * 32, "size": 0}]), "bad_structure"),
-        (set_to(bodies=[{"commitment": b"\0" * 32, "size": BODY_BYTES_MAX + 1}]), "bad_structure"),
+        (set_to(bodies=[{"commitment": b"\0" * 32, "size": BODY_BYTES_MAX + 1}]), "too_large"),
+        (set_to(bodies=[{"commitment": b"\0" * 32, "size": 2**53 + 1}]), "bad_structure"),
         (set_to(bodies=[{"commitment": b"\0" * 32, "size": 1}] * (BODIES_MAX + 1)), "bad_structure"),
     ],
 )

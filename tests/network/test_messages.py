@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -286,3 +288,18 @@ def test_a_shared_transaction_is_what_it_was() -> None:
     message = Assembler(Lane.GOSSIP).feed(parcel.frames[0])
     assert message is not None
     assert [(item.envelope, item.bodies) for item in decode(*message).items] == [transaction]
+
+
+def test_the_table_in_the_documentation_is_this_one() -> None:
+    text = (Path(messages.__file__).parents[1] / "docs" / "network.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\w+) \| (\w+) \| (\w+) \| (\d+) \|$", text, flags=re.MULTILINE)
+    assert rows == [
+        (
+            str(kind.number),
+            kind.name,
+            kind.lane.name.lower() if kind.lane else "both",
+            kind.stream.name.lower(),
+            str(kind.bytes_max),
+        )
+        for kind in KINDS
+    ]

@@ -11,7 +11,7 @@ import pytest
 from consensus.messages import Append, PreVote
 from network.frames import FRAME_BYTES_MAX, MORE, pack
 from network.greeting import Greeter, read_greeting
-from network.messages import Announce, Goodbye, Hello, Stream, kind_of
+from network.messages import PROTOCOL_VERSION, Announce, Goodbye, Hello, Lane, Stream, kind_of
 from network.port import Peer
 from tests.network.peers import (
     CHAIN,
@@ -33,8 +33,10 @@ PRE_VOTE = pack(PreVote(1, 0, 0)).frames[0]
 
 async def goodbye(socket: aiohttp.ClientWebSocketResponse) -> str:
     """The reason that the accepting side "a" gives, after which it closes."""
-    frame = await socket.receive_bytes(timeout=PATIENCE_S)
-    message = read_greeting(frame)
+    message = read_greeting(await socket.receive_bytes(timeout=PATIENCE_S))
+    if isinstance(message, Hello):
+        assert message == Hello(PROTOCOL_VERSION, CHAIN, "a")
+        message = read_greeting(await socket.receive_bytes(timeout=PATIENCE_S))
     assert isinstance(message, Goodbye)
     Greeter(identity("b"), CHAIN).check_goodbye(message, "a", identity("a").certificate)
     assert (await socket.receive(timeout=PATIENCE_S)).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
@@ -129,6 +131,35 @@ async def test_another_member_at_the_address_of_a_peer() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_stranger_at_the_address_of_a_peer() -> None:
+    recorder = Recorder()
+    async with fake_acceptor("stranger", []) as address, network("a", recorder, {"b": member("b", address)}):
+        await recorder.until(lambda: recorder.counts["connection unknown_certificate"])
+        assert not recorder.tapped
+
+
+@pytest.mark.asyncio
+async def test_a_member_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("network.server.GREETING_TIMEOUT_S", 0.01)
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a, raw_lane(a.address, identity("b")) as socket:
+        assert await goodbye(socket) == "bad_hello"
+        assert recorder.counts["connection bad_hello"] == 1
+
+
+@pytest.mark.asyncio
+async def test_more_connections_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("network.server.CONNECTIONS_MAX", 1)
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a, raw_lane(a.address, identity("b")):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            async with raw_lane(a.address, identity("b"), Lane.GOSSIP):
+                pass
+        assert caught.value.status == 503
+        assert recorder.counts["connection busy"] == 1
+
+
+@pytest.mark.asyncio
 async def test_another_chain_is_refused_by_both_sides() -> None:
     at_a, at_b = Recorder(), Recorder()
     async with (
@@ -136,8 +167,7 @@ async def test_another_chain_is_refused_by_both_sides() -> None:
         network("b", at_b, {"a": member("a", a.address)}, chain=b"x" * 32),
     ):
         await at_a.until(lambda: at_a.counts["connection wrong_chain"])
-        # The goodbye is signed for another chain, so that the dialling side counts it as a bad frame.
-        await at_b.until(lambda: at_b.counts["connection bad_frame"])
+        await at_b.until(lambda: at_b.counts["connection wrong_chain"])
         assert not at_b.connected
 
 

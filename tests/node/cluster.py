@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from consensus.messages import Message
 from consensus.ports import CoreSettings
@@ -69,6 +70,13 @@ def admin_account(index: int) -> bytes:
     return account_id(admin_key(index).public)
 
 
+class Server(Protocol):
+    """Who answers what peers fetch."""
+
+    def serve_blocks(self, from_height: int, bytes_max: int) -> BlockRange: ...
+    def serve_bodies(self, commitments: Sequence[bytes], bytes_max: int) -> Sequence[bytes]: ...
+
+
 class MemoryNetwork:
     """One node's side of the hub."""
 
@@ -77,10 +85,12 @@ class MemoryNetwork:
         self._node_id = node_id
 
     def send_consensus(self, peer: str, message: Message) -> None:
-        self._to(peer, lambda handler: handler.on_consensus(self._node_id, message))
+        arrives = self._hub.rewrite(self._node_id, peer, message)
+        if arrives is not None:
+            self._to(peer, lambda handler: handler.on_consensus(self._node_id, arrives))
 
     def push_transactions(self, transactions: Sequence[SharedTransaction]) -> None:
-        for peer in self.peers():
+        for peer in () if self._hub.gossip_lost else self.peers():
             self._to(peer, lambda handler: handler.on_transactions(self._node_id, transactions))
 
     def peers(self) -> dict[str, PeerStatus]:
@@ -106,10 +116,10 @@ class MemoryNetwork:
             deliver(self._hub.members[peer].running.peering)
             self._hub.moved.set()
 
-    def _ask(self, peer: str) -> Handler:
+    def _ask(self, peer: str) -> Server:
         if not self._hub.linked(self._node_id, peer):
             raise FetchFailed(peer, "not_connected")
-        return self._hub.members[peer].running.peering
+        return self._hub.stand_ins.get(peer) or self._hub.members[peer].running.peering
 
 
 @dataclass(slots=True)
@@ -131,19 +141,29 @@ class Member:
 
 @dataclass(slots=True)
 class Cluster:
-    """`async with` starts every node and stops them all."""
+    """`async with` starts every node and stops them all.
+
+    Faults: `rewrite(sender, peer, message)` says what of a consensus message arrives, if anything; `gossip_lost` loses
+    every pushed transaction; `stand_ins` answer in the place of members what peers fetch from them.
+    """
 
     size: int = 4
     only_synced: bool = True
     sync_ignored: bool = False
     clock_offsets_ms: dict[int, int] = field(default_factory=dict)
+    pool: PoolLimits = PoolLimits(10_000, 1 << 26, 0.5, 0.25)
+    parameters: Parameters = field(default_factory=Parameters)
+    replicate_gap_blocks: int = 128
+    rewrite: Callable[[str, str, Message], Message | None] = lambda sender, peer, message: message
+    gossip_lost: bool = False
+    stand_ins: dict[str, Server] = field(default_factory=dict)
     genesis: Genesis = field(init=False)
     members: dict[str, Member] = field(init=False)
     cut: set[frozenset[str]] = field(default_factory=set)
     moved: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.genesis = make_genesis(self.size)
+        self.genesis = make_genesis(self.size, self.parameters)
         self.members = {
             hospital(index): Member(
                 index,
@@ -170,8 +190,14 @@ class Cluster:
         member = self.members[node_id]
         member.store = Store(member.disk.open(), self.genesis)
         settings = NodeSettings(
-            core=CoreSettings(node_id=node_id, election_ticks_min=10, election_ticks_max=20, heartbeat_ticks=2),
-            pool=PoolLimits(10_000, 1 << 26, 0.5, 0.25),
+            core=CoreSettings(
+                node_id=node_id,
+                election_ticks_min=10,
+                election_ticks_max=20,
+                heartbeat_ticks=2,
+                replicate_gap_blocks=self.replicate_gap_blocks,
+            ),
+            pool=self.pool,
             tick_ms=TICK_MS,
             seal_delay_ms=10,
             clock_skew_ms=30_000,

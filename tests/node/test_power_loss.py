@@ -68,6 +68,17 @@ async def all_there(cluster: Cluster, committed: set[bytes]) -> None:
             assert (receipt.id, receipt.code) == (tx_id, "ok")
 
 
+async def kill_leader_once(cluster: Cluster, committed: set[bytes]) -> None:
+    """After a few more commits, take the power from the leader, see another one, and start the first again."""
+    count = len(committed)
+    await cluster.until(lambda: len(committed) >= count + 5 and cluster.leader() is not None)
+    leader = cluster.leader()
+    assert leader is not None
+    await cluster.kill(leader)
+    await cluster.until(lambda: cluster.leader() not in (None, leader))
+    await cluster.start(leader)
+
+
 async def kills_under_load(cluster: Cluster, kills: int) -> set[bytes]:
     """Take the power from the leader `kills` times, then from everybody at once; what was answered `committed`."""
     committed: set[bytes] = set()
@@ -76,13 +87,7 @@ async def kills_under_load(cluster: Cluster, kills: int) -> set[bytes]:
         for _ in range(WRITERS):
             group.create_task(write_until(cluster, done, committed))
         for _ in range(kills):
-            count = len(committed)
-            await cluster.until(lambda count=count: len(committed) >= count + 5 and cluster.leader() is not None)
-            leader = cluster.leader()
-            assert leader is not None
-            await cluster.kill(leader)
-            await cluster.until(lambda leader=leader: cluster.leader() not in (None, leader))
-            await cluster.start(leader)
+            await kill_leader_once(cluster, committed)
         count = len(committed)
         await cluster.until(lambda: len(committed) >= count + 20)
         await cluster.kill(*cluster.members)

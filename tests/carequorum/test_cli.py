@@ -1,0 +1,348 @@
+"""The command line: every command once against real daemons, and every way to get it wrong."""
+
+import base64
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from carequorum.cli import app, main
+from carequorum.devnet import Devnet, create
+from carequorum.verify import load_genesis
+from carequorum.wallet import COST_DEVELOPMENT, Wallet
+from ledger.node_cert import seed_from_pem
+
+BUNDLE = """{"resourceType": "Bundle", "type": "collection", "entry": [
+  {"resource": {"resourceType": "Patient", "id": "p1", "birthDate": "1970-01-01"}},
+  {"resource": {"resourceType":"Observation",  "id": "o1", "valueQuantity": {"value": 10.00}}}]}"""
+OBSERVATION = b'{"resourceType":"Observation",  "id": "o1", "valueQuantity": {"value": 10.00}}'
+
+Run = Callable[..., str]
+RunJson = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("CAREQUORUM_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command that must succeed; its stdout."""
+
+    def run(*arguments: str | Path) -> str:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert (code, captured.err) == (0, "")
+        return captured.out
+
+    return run
+
+
+@pytest.fixture
+def run_json(run: Run) -> RunJson:
+    def run_json(*arguments: str | Path) -> Any:
+        return json.loads(run(*arguments, "--json"))
+
+    return run_json
+
+
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run a command that must fail; its exit code and its one line."""
+
+    def fail(*arguments: str | Path) -> tuple[int, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert code != 0
+        assert captured.err.count("\n") == 1
+        assert captured.err.startswith("carequorum: ")
+        return code, captured.err.removeprefix("carequorum: ").strip()
+
+    return fail
+
+
+Fail = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def passphrase_file(tmp_path: Path) -> Path:
+    path = tmp_path / "passphrase"
+    path.touch(0o600)
+    path.write_text("correct horse\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Devnet]:
+    network = create(tmp_path_factory.mktemp("cli") / "net", 2)
+    try:
+        network.start(network.nodes)
+        yield network
+    finally:
+        network.kill(network.nodes)
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if hasattr(command, "commands"):
+        for name, sub in command.commands.items():
+            yield from leaves(sub, (*path, name))
+    else:
+        yield path, command
+
+
+LEAVES = dict(leaves(typer.main.get_command(app)))
+
+
+def test_the_commands_are_these() -> None:
+    assert sorted(" ".join(path) for path in LEAVES) == [
+        "check",
+        "devnet down",
+        "devnet kill",
+        "devnet restart",
+        "devnet status",
+        "devnet up",
+        "genesis new",
+        "keys new",
+        "keys show",
+        "member register",
+        "member revoke",
+        "member rotate",
+        "network status",
+        "node",
+        "receipt get",
+        "receipt verify",
+        "record add",
+        "record import",
+        "record list",
+        "record open",
+        "tx status",
+    ]
+
+
+def until_sealed(run_json: RunJson, at: Path, height: int) -> None:
+    """Other nodes learn of a block's certificate a moment after the one that was asked to wait for it."""
+    deadline = time.monotonic() + 10
+    while (run_json("network", "status", "--at", at)["heights"]["sealed"] or 0) < height:
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_every_command_has_an_example_and_a_json_answer(path: tuple[str, ...], run: Run) -> None:
+    text = " ".join(run(*path, "--help").split())
+    assert f"Example: carequorum {' '.join(path)} " in text
+    # `node` gives no answer: it becomes the daemon.
+    assert ("--json" in text) == (path != ("node",))
+
+
+@pytest.mark.processes
+def test_a_day_at_the_hospital(
+    network: Devnet, run: Run, run_json: RunJson, fail: Fail, passphrase_file: Path, tmp_path: Path
+) -> None:
+    home, away = (network.folder(node) for node in network.nodes)
+    at_home = ("--at", home)
+    for name in ("lee", "rosa"):
+        Wallet.create(tmp_path / f"{name}.wallet", b"correct horse", cost=COST_DEVELOPMENT)
+    lee = ("--wallet", tmp_path / "lee.wallet", "--passphrase-file", passphrase_file)
+    rosa = ("--wallet", tmp_path / "rosa.wallet", "--passphrase-file", passphrase_file)
+
+    # The clinician's wallet is at hand; the patient's stays at home and sends a key and a proof.
+    new = ("--member-wallet", tmp_path / "lee.wallet", "--member-passphrase-file", passphrase_file)
+    run("member", "register", *at_home, *new, "--role", "clinician")
+    admin_wallet, admin_passphrase = network.wallet(network.nodes[0])
+    admin = run_json("keys", "show", admin_wallet, "--passphrase-file", admin_passphrase)["account"]
+    genesis = ("--genesis", network.directory / "genesis.json")
+    shown = ("keys", "show", tmp_path / "rosa.wallet", "--passphrase-file", passphrase_file)
+    card = run_json(*shown, "--prove-to", admin, *genesis, "--organisation", network.nodes[0].id)
+    registered = run_json(
+        "member", "register", *at_home, "--role", "patient", "--key", card["key"], "--proof", card["proof"]
+    )
+    assert registered["account"] == card["account"]
+
+    # Records, in and out, byte for byte.
+    (tmp_path / "history.json").write_text(BUNDLE)
+    (tmp_path / "note.txt").write_text("rest, and plenty of water")
+    to_rosa = ("--patient", card["account"], "--subject", card["subject"], *at_home, *lee)
+    imported = run_json("record", "import", tmp_path / "history.json", *to_rosa)["records"]
+    observation = next(
+        each for each in imported if each["source"].endswith(f":{BUNDLE.index(OBSERVATION.decode())}")
+    )
+    note = run_json("record", "add", tmp_path / "note.txt", "--content-type", "text/plain", *to_rosa)
+    listed = run_json("record", "list", *at_home, *rosa)["records"]
+    until_sealed(run_json, away, note["height"])
+    assert {each["record"] for each in listed} == {each["record"] for each in [*imported, note]}
+    assert listed[0]["record"] == note["record"]
+    opened = run_json("record", "open", observation["record"], "--at", away, *rosa)
+    assert base64.b64decode(opened["content"]) == OBSERVATION
+    assert opened["content_type"] == "application/fhir+json"
+    run("record", "open", note["record"], *at_home, *rosa, "--out", tmp_path / "copy.txt")
+    assert (tmp_path / "copy.txt").read_text() == "rest, and plenty of water"
+    assert stat.S_IMODE((tmp_path / "copy.txt").stat().st_mode) == 0o600
+    # The admin is no reader, wherever it asks.
+    assert fail("record", "open", note["record"], *at_home) == (
+        1,
+        "not_a_reader: none of the wallet's keys opens this record",
+    )
+
+    # Proof of it.
+    run("receipt", "get", note["transaction"], "--out", tmp_path / "tx.receipt", "--at", away)
+    proven = run_json("receipt", "verify", tmp_path / "tx.receipt", *genesis)
+    assert (proven["transaction"], proven["code"]) == (note["transaction"], "ok")
+    status = run_json("tx", "status", note["transaction"], "--at", away)
+    assert (status["status"], status["height"]) == ("sealed", proven["height"])
+    damaged = bytearray((tmp_path / "tx.receipt").read_bytes())
+    damaged[-1] ^= 1
+    (tmp_path / "tx.receipt").write_bytes(damaged)
+    code, line = fail("receipt", "verify", tmp_path / "tx.receipt", *genesis)
+    assert code == 3
+    assert "does not verify" in line
+
+    # Keys change and end.
+    run("member", "rotate", *at_home, *rosa)
+    assert run_json("record", "list", *at_home, *rosa)["records"] == listed
+    run("member", "revoke", card["account"], *at_home)
+    assert fail("record", "list", *at_home, *rosa, "--subject", card["subject"])[1].startswith("revoked:")
+
+    view = run_json("network", "status", *at_home)
+    assert view["chain"] == network.genesis.chain_id().hex()
+    assert [member["id"] for member in view["members"]] == sorted(node.id for node in network.nodes)
+    assert "leader" in run("network", "status", *at_home)
+
+
+@pytest.mark.processes
+def test_an_import_with_a_fault_in_it_writes_nothing(
+    network: Devnet, fail: Fail, passphrase_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "history.ndjson").write_text('{"resourceType": "Patient", "id": "p1"}\n{"resourceType": ')
+    person = ("--patient", "00" * 32, "--subject", "00" * 32)
+    code, line = fail(
+        "record", "import", tmp_path / "history.ndjson", *person, "--at", network.folder(network.nodes[0])
+    )
+    assert code == 1
+    assert line.startswith("bad_fhir:")
+
+
+@pytest.mark.processes
+def test_devnet_up_kill_restart_down_and_check(tmp_path: Path, run: Run, run_json: RunJson, fail: Fail) -> None:
+    where = ("--dir", tmp_path / "net")
+    try:
+        up = run_json("devnet", "up", "--nodes", "1", *where)
+        assert [(node["id"], node["ready"]) for node in up["nodes"]] == [("riverside", True)]
+        assert fail("devnet", "up", "--nodes", "2", *where)[0] == 1
+        assert fail("devnet", "kill", "riverside", "--leader", *where)[0] == 2
+        assert fail("check", "--at", tmp_path / "net" / "riverside")[0] == 1  # the daemon holds its store
+        assert run_json("devnet", "kill", "--leader", *where).keys() == {"riverside"}
+        (down,) = run_json("devnet", "status", *where)["nodes"]
+        assert (down["pid"], down["ready"]) == (None, False)
+        (again,) = run_json("devnet", "restart", *where)["nodes"]
+        assert again["ready"]
+        assert run("devnet", "up", *where).startswith("NODE")
+    finally:
+        run("devnet", "down", *where)
+    assert run("devnet", "down", *where) == "nothing was running\n"
+    report = run_json("check", "--at", tmp_path / "net" / "riverside")
+    assert report["ok"]
+    assert report["last_height"] >= 2  # an election each time it started
+
+    other = create(tmp_path / "other", 1)
+    store = tmp_path / "net" / "riverside" / "data"
+    assert main(["check", str(store), "--genesis", str(other.directory / "genesis.json")]) == 3
+
+
+def test_keys_and_genesis_for_a_network_of_ones_own(
+    run_json: RunJson, fail: Fail, passphrase_file: Path, tmp_path: Path
+) -> None:
+    node = run_json("keys", "new", tmp_path / "node.key", "--node", "riverside")
+    assert stat.S_IMODE((tmp_path / "node.key").stat().st_mode) == 0o600
+    assert run_json("keys", "show", tmp_path / "node.key") == {"key": node["key"]}
+    seed_from_pem((tmp_path / "node.key").read_bytes(), None)
+    assert fail("keys", "new", tmp_path / "node.key", "--node", "riverside")[0] == 2
+    assert fail("keys", "new", tmp_path / "other.key", "--node", "No Such Id")[0] == 2
+
+    protected = ("--passphrase-file", passphrase_file)
+    wallet = run_json("keys", "new", tmp_path / "admin.wallet", *protected)
+    assert run_json("keys", "show", tmp_path / "admin.wallet", *protected) == wallet
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        f"""network = "one hospital"
+        [[organisations]]
+        id = "riverside"
+        name = "Riverside"
+        kind = "hospital"
+        admin_keys = ["{wallet["key"]}"]
+        [[nodes]]
+        id = "riverside"
+        organisation = "riverside"
+        address = "127.0.0.1:7400"
+        certificate = "node.key.crt"
+        """
+    )
+    made = run_json("genesis", "new", plan, "--out", tmp_path / "genesis.json")
+    genesis = load_genesis(tmp_path / "genesis.json")
+    assert genesis.chain_id().hex() == made["chain"]
+    assert genesis.node_keys() == {"riverside": bytes.fromhex(node["key"])}
+    assert genesis.organisations[0].admin_keys == [bytes.fromhex(wallet["key"])]
+    assert fail("genesis", "new", plan, "--out", tmp_path / "genesis.json")[0] == 2  # exists
+
+    plan.write_text(plan.read_text().replace('organisation = "riverside"', 'organisation = "lakeview"'))
+    assert fail("genesis", "new", plan, "--out", tmp_path / "second.json")[1].startswith("bad_genesis:")
+    plan.write_text('netwrok = "typo"')
+    assert fail("genesis", "new", plan, "--out", tmp_path / "second.json")[0] == 2
+    assert not (tmp_path / "second.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "Missing command."),
+        (["nonsense"], 2, "No such command 'nonsense'."),
+        (["network", "status"], 2, "which network? give --genesis (or --at)"),
+        (["check"], 2, "whose store? give the node's data_dir (or --at)"),
+        (["receipt", "verify", "x"], 2, "which network? give --genesis"),
+        (["tx", "status", "abc"], 2, "TRANSACTION is 64 hex digits, not 'abc'"),
+        (["devnet", "status", "--dir", "/nonexistent"], 1, "holds no development network"),
+        (["network", "status", "--genesis", "/nonexistent"], 1, "no_such_file"),
+        (["record", "import", "x", "--in-flight", "0", "--patient", "a", "--subject", "b"], 2, "--in-flight"),
+        (["member", "register", "--role", "wizard"], 2, "'wizard' is not one of"),
+        (["member", "rotate", "--account", "00"], 2, "all of --account, --key and --proof"),
+        (["node", "--config", "/nonexistent"], 2, "/nonexistent is not a file"),
+        (["keys", "show", "/nonexistent"], 1, "no_such_file"),
+    ],
+)
+def test_mistakes_are_one_line_and_an_exit_code(fail: Fail, arguments: list[str], code: int, words: str) -> None:
+    actual, line = fail(*arguments)
+    assert actual == code
+    assert words in line
+
+
+def test_a_passphrase_comes_from_no_argument_and_no_pipe(
+    fail: Fail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", (tmp_path / "pipe").open("w+"))
+    code, line = fail("keys", "new", tmp_path / "lee.wallet")
+    assert code == 2
+    assert line == "no terminal to ask for the passphrase; give --passphrase-file"
+    sys.stdin.close()
+    options = {name for command in LEAVES.values() for each in command.params for name in each.opts}
+    assert {name for name in options if "pass" in name} == {"--passphrase-file", "--member-passphrase-file"}
+
+
+def test_node_becomes_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "node.toml"
+    config.touch()
+    seen: list[list[str]] = []
+
+    def execv(path: str, arguments: list[str]) -> None:
+        seen.append([path, *arguments])
+
+    monkeypatch.setattr(os, "execv", execv)
+    main(["node", "--config", str(config)])
+    assert seen == [[sys.executable, sys.executable, "-m", "node", "--config", str(config)]]

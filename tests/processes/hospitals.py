@@ -1,0 +1,93 @@
+"""What the tests of real daemons share: a network of them, their members, and what must be equal in the end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from carequorum.client import Client
+from carequorum.devnet import Devnet, DevnetNode, new_wallet
+from carequorum.submission import Committed
+from carequorum.views import NetworkStatus
+from carequorum.wallet import Wallet, read_passphrase
+from ledger.contracts.identity import Role
+from ledger.errors import Rejection
+from ledger.execution import OK
+from ledger.receipt import verify_receipt
+
+SETTLE_TIMEOUT_S = 30.0
+# Transactions asked about at a time, of each node.
+ASKED_AT_ONCE = 8
+
+
+@asynccontextmanager
+async def started(network: Devnet) -> AsyncIterator[Devnet]:
+    """Every daemon of `network`, ready; killed at the end, if not stopped before."""
+    try:
+        await asyncio.to_thread(network.start, network.nodes)
+        yield network
+    finally:
+        await asyncio.to_thread(network.kill, network.nodes)
+
+
+def urls_from(network: Devnet, node: DevnetNode) -> list[str]:
+    """Every provider port, that of `node` first."""
+    return [node.url, *(each.url for each in network.nodes if each != node)]
+
+
+async def enrol(network: Devnet, node: DevnetNode, folder: Path, name: str, role: Role) -> Wallet:
+    """A new member of the organisation of `node`, registered by its admin; the wallet is made in `folder`."""
+    wallet, _ = new_wallet(folder / f"{name}.wallet", name)
+    async with Client(urls_from(network, node), network.genesis, admin_of(network, node)) as client:
+        proof = wallet.possession_proof(client.chain, client.wallet.account)
+        await client.register_member(wallet.public_key, proof, role, wait="sealed")
+    return wallet
+
+
+def admin_of(network: Devnet, node: DevnetNode) -> Wallet:
+    wallet_file, passphrase_file = network.wallet(node)
+    return Wallet.open(wallet_file, read_passphrase(passphrase_file))
+
+
+async def view_of(network: Devnet, node: DevnetNode) -> NetworkStatus:
+    """The network as `node` sees it."""
+    async with Client([node.url], network.genesis) as client:
+        return await client.network()
+
+
+async def settled(network: Devnet) -> list[NetworkStatus]:
+    """What every node says, once all of them have executed the same blocks and sealed all but the last of them."""
+    async with asyncio.timeout(SETTLE_TIMEOUT_S):
+        while True:
+            views = [await view_of(network, node) for node in network.nodes]
+            heads = {view.head for view in views}
+            if len(heads) == 1 and all(view.heights.last == view.heights.executed for view in views):
+                return views
+
+
+async def missing(network: Devnet, committed: Iterable[Committed]) -> list[str]:
+    """Node, transaction and why, for each that a node does not hold where it was answered, with its receipt."""
+    known = list(committed)
+    found = await asyncio.gather(*(_missing_at(network, node, known) for node in network.nodes))
+    return [line for lines in found for line in lines]
+
+
+async def _missing_at(network: Devnet, node: DevnetNode, committed: list[Committed]) -> list[str]:
+    lines: list[str] = []
+    pending = iter(committed)
+    async with Client([node.url], network.genesis) as client:
+
+        async def ask() -> None:
+            for each in pending:
+                try:
+                    # The client has verified it; who asked for it compares what it proves.
+                    receipt = verify_receipt(await client.receipt(each.id), network.genesis)
+                except Rejection as error:
+                    lines.append(f"{node.id}: {each.id.hex()}: {error}")
+                    continue
+                proven = (receipt.height, receipt.index, receipt.code)
+                if proven != (each.height, each.index, OK):
+                    lines.append(f"{node.id}: {each.id.hex()}: answered at {each.height}, proven {proven}")
+
+        await asyncio.gather(*(ask() for _ in range(ASKED_AT_ONCE)))
+    return lines
