@@ -17,6 +17,7 @@ import os
 import secrets
 import signal
 import socket
+import string
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -43,16 +44,6 @@ RESPONSE_BYTES_MAX = 4 * 1024 * 1024
 # Below every ephemeral range in use, so that no outgoing connection takes a port while its daemon is down.
 _PORTS = range(20_000, 32_000)
 _POLL_S = 0.05
-
-_HOSPITALS = {
-    "riverside": "Riverside General Hospital",
-    "lakeview": "Lakeview Medical Centre",
-    "hillcrest": "Hillcrest Community Hospital",
-    "harbour": "Harbour Children's Hospital",
-    "northgate": "Northgate Clinic",
-    "eastfield": "Eastfield University Hospital",
-    "westbrook": "Westbrook Infirmary",
-}
 
 Settings = Mapping[str, Mapping[str, str | int | float]]
 
@@ -247,10 +238,10 @@ def create(
     directory.chmod(0o700)
     ports = free_ports(2 * nodes)
     members = [
-        DevnetNode(node_id, name, peer_port=ports.pop(), provider_port=ports.pop())
-        for node_id, name in _names(nodes).items()
+        DevnetNode(f"hospital-{letter}", f"Hospital {letter.upper()}", ports.pop(), ports.pop())
+        for letter in string.ascii_lowercase[:nodes]
     ]
-    founders = [_found(directory / member.id, member) for member in sorted(members, key=lambda each: each.id)]
+    founders = [_found(directory / member.id, member) for member in members]
     genesis = Genesis(
         format=GENESIS_FORMAT,
         network=f"devnet of {nodes}",
@@ -295,13 +286,6 @@ def free_ports(count: int) -> list[int]:
             if len(found) == count:
                 return found
     raise DevnetError(f"fewer than {count} free ports in {_PORTS.start}-{_PORTS.stop}")
-
-
-def _names(count: int) -> dict[str, str]:
-    names = dict(list(_HOSPITALS.items())[:count])
-    for number in range(len(names) + 1, count + 1):
-        names[f"hospital-{number}"] = f"Hospital {number}"
-    return names
 
 
 def _found(folder: Path, member: DevnetNode) -> tuple[Node, Organisation]:

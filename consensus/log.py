@@ -78,13 +78,14 @@ class Log:
     def entries(self, first: int, last: int, bytes_max: int) -> tuple[Entry, ...]:
         """Blocks from `first`, at most to `last`, at least one, ending before `bytes_max` of data is passed."""
         require(self.base_height < first <= last <= self.last_height, "only what the log holds is read")
-        if first < self._first:
-            found = self._reader.entries(first, min(last, self._first - 1), bytes_max)
-            require(bool(found) and found[0].height == first, f"the disk holds height {first} of its own log")
-            return found
         chosen: list[Entry] = []
-        size = 0
-        for height in range(first, last + 1):
+        if first < self._first:
+            chosen += self._reader.entries(first, min(last, self._first - 1), bytes_max)
+            require(bool(chosen) and chosen[0].height == first, f"the disk holds height {first} of its own log")
+            if chosen[-1].height < self._first - 1:
+                return tuple(chosen)
+        size = sum(len(entry.data) for entry in chosen)
+        for height in range(first + len(chosen), last + 1):
             entry = self._recent[height]
             size += len(entry.data)
             if chosen and size > bytes_max:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from consensus.messages import Entry, Reason
-from ledger.block import Block, decode_block, verify_header
+from ledger.block import Block, Header, decode_block, verify_header
 from ledger.errors import Rejection
 from ledger.genesis import Genesis
 from ledger.transaction import Transaction, check_signature
@@ -19,17 +19,22 @@ BLOCK_OVERHEAD_BYTES = 8 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Parent:
-    """What a block must follow on: its parent's time in ms and executed height."""
-
-    time_ms: int
-    executed_height: int
-
-
-@dataclass(frozen=True, slots=True)
 class Roots:
     history: bytes
     state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """What a block must follow on: its parent's time in ms, executed height, and the roots stated for that height."""
+
+    time_ms: int
+    executed_height: int
+    roots: Roots
+
+    @classmethod
+    def of(cls, header: Header) -> "Parent":
+        return cls(header.time, header.executed_height, Roots(header.history_root, header.state_root))
 
 
 class BlockRefusedError(Exception):

@@ -99,7 +99,7 @@ class BlockChecks:
                 block = self._inspector.inspect(entry, parent, certified=certified)
             except BlockRefusedError as error:
                 raise RefusedAtError(entry.height, error.reason, str(error), fresh) from None
-            parent = Parent(block.header.time, block.header.executed_height)
+            parent = Parent.of(block.header)
             fresh.append(block)
         return fresh
 

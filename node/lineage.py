@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from ledger.block import Block, header_of
 from ledger.genesis import Genesis
-from node.inspector import Parent
+from node.inspector import Parent, Roots
 from storage.store import Store
 
 REMEMBERED_MAX = 1024
@@ -12,12 +12,13 @@ REMEMBERED_MAX = 1024
 
 class Lineage:
     def __init__(self, genesis: Genesis, store: Store) -> None:
-        self._genesis_parent = Parent(genesis.time, 0)
+        roots = store.roots(0)
+        self._genesis_parent = Parent(genesis.time, 0, Roots(roots.history, roots.state))
         self._store = store
         self._recent: OrderedDict[bytes, Parent] = OrderedDict()
 
     def learn(self, block: Block) -> None:
-        self._recent[block.hash] = Parent(block.header.time, block.header.executed_height)
+        self._recent[block.hash] = Parent.of(block.header)
         if len(self._recent) > REMEMBERED_MAX:
             self._recent.popitem(last=False)
 
@@ -28,5 +29,4 @@ class Lineage:
         recent = self._recent.get(block_hash)
         if recent is not None:
             return recent
-        header, _ = header_of(self._store.block_data(height))
-        return Parent(header.time, header.executed_height)
+        return Parent.of(header_of(self._store.block_data(height))[0])

@@ -45,7 +45,12 @@ class BlockMaker:
     def seal(self, height: int, term: int, parent: bytes, payload: object) -> tuple[bytes, bytes]:
         """A signed block over `payload` (a list of Transaction; None for the new leader's empty block)."""
         transactions: list[Transaction] = payload if isinstance(payload, list) else []
+        before = self._parent_of(height - 1, parent)
         head = self._head()
+        if head.executed_height < before.executed_height:
+            # After a restart this node may wait for a certificate to execute as far as the parent's maker had. It
+            # repeats what the parent states, as executed_height never falls.
+            head = Head(before.executed_height, before.roots)
         header = Header(
             chain=self._chain,
             change=None,
@@ -60,7 +65,7 @@ class BlockMaker:
             state_root=head.roots.state,
             term=term,
             # Block time never falls, whatever the clock does.
-            time=max(self._parent_of(height - 1, parent).time_ms + 1, self._now_ms()),
+            time=max(before.time_ms + 1, self._now_ms()),
             tx_root=tx_root(transactions),
         )
         block = seal_block(header, transactions, self._key)

@@ -86,16 +86,17 @@ class BlockLog:
         """Delete from `truncate_from` up, append, keep `bodies` by commitment, move the hard state: one
         synced batch.
 
-        Memory moves only once the disk has. Raises StorageFailure. Bodies of deleted blocks stay: another
+        `truncate_from` may be above the end: what several Ready lists leave may take back what was never
+        written. Memory moves only once the disk has. Raises StorageFailure. Bodies of deleted blocks stay: another
         transaction may name the same commitment.
         """
         end = self._end
         batch: list[Write] = []
         kept = end.height
+        assert truncate_from is None or truncate_from >= 1, "genesis stays"
         if truncate_from is not None:
-            assert 1 <= truncate_from <= end.height, "truncation begins inside the log, above genesis"
-            kept = truncate_from - 1
-            for height in range(truncate_from, end.height + 1):
+            kept = min(truncate_from - 1, end.height)
+            for height in range(kept + 1, end.height + 1):
                 batch += [(schema.block_key(height), None), (schema.link_key(height), None)]
         tail = self._link(kept)
         for entry in entries:
@@ -111,7 +112,7 @@ class BlockLog:
         batch.append((schema.LOG_KEY, schema.seal(end)))
         if truncate_from is not None:
             self._truncations += 1
-            self._readable = truncate_from - 1
+            self._readable = min(truncate_from - 1, self._readable)
         self._kv.write(batch, sync=True)
         self._end = end
         self._readable = end.height

@@ -31,8 +31,8 @@ app.add_typer(record.app, name="record")
 app.add_typer(transaction.app, name="tx")
 app.add_typer(receipt.app, name="receipt")
 app.add_typer(network.app, name="network")
-app.command("node", epilog="Example: carequorum node --config configs/riverside.toml")(node.run)
-app.command("check", epilog="Example: carequorum check --at build/devnet/riverside")(check.run)
+app.command("node", epilog="Example: carequorum node --config configs/four-hospitals/hospital-a.toml")(node.run)
+app.command("check", epilog="Example: carequorum check --at build/devnet/hospital-a")(check.run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -78,7 +78,7 @@ def kill(
     emit(as_json, {node: _how(how) for node, how in ended.items()}, _lines(ended))
 
 
-@app.command(epilog="Example: carequorum devnet restart riverside --dir build/devnet")
+@app.command(epilog="Example: carequorum devnet restart hospital-a --dir build/devnet")
 def restart(nodes: Chosen = None, directory: Directory = Path("devnet"), as_json: AsJson = False) -> None:
     """Stop daemons if they run, then start them."""
     network = Devnet(directory)

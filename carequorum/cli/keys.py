@@ -19,7 +19,7 @@ app = typer.Typer(help="Wallets for members, keys and certificates for nodes.")
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The wallet, or the node's private key (PEM); mode 0600.")]
 
 
-@app.command(epilog="Example: carequorum keys new dr-lee.wallet    carequorum keys new node.key --node riverside")
+@app.command(epilog="Example: carequorum keys new lee.wallet; carequorum keys new node.key --node hospital-a")
 def new(
     file: File,
     node: Annotated[
@@ -48,7 +48,7 @@ def new(
     _show({"node": node_id, "key": SigningKey(seed).public.hex(), "certificate": str(certificate)}, as_json)
 
 
-@app.command(epilog="Example: carequorum keys show patient.wallet --organisation riverside --json")
+@app.command(epilog="Example: carequorum keys show patient.wallet --organisation hospital-a --json")
 def show(
     file: File,
     organisation: Annotated[

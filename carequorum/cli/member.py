@@ -35,7 +35,7 @@ Proof = Annotated[
 
 @app.command(
     epilog="Example: carequorum member register --role clinician --member-wallet lee.wallet "
-    "--at build/devnet/riverside"
+    "--at build/devnet/hospital-a"
 )
 def register(
     role: Annotated[identity.Role, typer.Option(metavar="ROLE", help="admin, auditor, clinician, patient or payer.")],
@@ -73,7 +73,7 @@ def register(
     _show(asyncio.run(run()), account_id(new_key), as_json)
 
 
-@app.command(epilog="Example: carequorum member rotate --at build/devnet/riverside --wallet lee.wallet")
+@app.command(epilog="Example: carequorum member rotate --at build/devnet/hospital-a --wallet lee.wallet")
 def rotate(
     account: Annotated[
         str | None, typer.Option(metavar="HEX", help="Another member's account, as its admin.")
@@ -114,7 +114,7 @@ def rotate(
     _show(committed, whose, as_json)
 
 
-@app.command(epilog="Example: carequorum member revoke ACCOUNT --at build/devnet/riverside")
+@app.command(epilog="Example: carequorum member revoke ACCOUNT --at build/devnet/hospital-a")
 def revoke(
     account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="The member's account, 64 hex digits.")],
     at: At = None,

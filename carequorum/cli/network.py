@@ -17,7 +17,7 @@ def group() -> None:
     """How the network is, as one node sees it."""
 
 
-@app.command(epilog="Example: carequorum network status --at build/devnet/riverside")
+@app.command(epilog="Example: carequorum network status --at build/devnet/hospital-a")
 def status(
     at: At = None,
     genesis: GenesisFile = None,

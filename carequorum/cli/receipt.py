@@ -15,7 +15,7 @@ from ledger.receipt import VerifiedReceipt, verify_receipt
 app = typer.Typer(help="Proof of what was committed.")
 
 
-@app.command(epilog="Example: carequorum receipt get TRANSACTION --out tx.receipt --at build/devnet/riverside")
+@app.command(epilog="Example: carequorum receipt get TRANSACTION --out tx.receipt --at build/devnet/hospital-a")
 def get(
     transaction: Annotated[str, typer.Argument(metavar="TRANSACTION", help="Its id, 64 hex digits.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it; never overwritten.")],

@@ -44,7 +44,7 @@ Subject = Annotated[
 
 
 @app.command(
-    epilog="Example: carequorum record add note.json --patient HEX --subject HEX --at build/devnet/riverside "
+    epilog="Example: carequorum record add note.json --patient HEX --subject HEX --at build/devnet/hospital-a "
     "--wallet lee.wallet"
 )
 def add(
@@ -72,7 +72,7 @@ def add(
 
 @app.command(
     "import",
-    epilog="Example: carequorum record import history.json --patient HEX --subject HEX --at build/devnet/riverside "
+    epilog="Example: carequorum record import history.json --patient HEX --subject HEX --at build/devnet/hospital-a "
     "--wallet lee.wallet",
 )
 def import_(
@@ -98,7 +98,7 @@ def import_(
     emit(as_json, {"records": [_facts(each) for each in imported]}, [f"{len(imported)} records added"])
 
 
-@app.command("list", epilog="Example: carequorum record list --at build/devnet/lakeview --wallet rosa.wallet")
+@app.command("list", epilog="Example: carequorum record list --at build/devnet/hospital-b --wallet rosa.wallet")
 def list_(
     subject: Annotated[
         str | None, typer.Option(metavar="HEX", help="A handle; by default your own at your organisation.")
@@ -140,7 +140,9 @@ def list_(
     emit(as_json, {"records": documents}, columns([["RECORD", "TIME", "ORGANISATION", "SEALED BYTES"], *rows]))
 
 
-@app.command("open", epilog="Example: carequorum record open RECORD --at build/devnet/lakeview --wallet rosa.wallet")
+@app.command(
+    "open", epilog="Example: carequorum record open RECORD --at build/devnet/hospital-b --wallet rosa.wallet"
+)
 def open_(
     record: Annotated[str, typer.Argument(metavar="RECORD", help="The record's id, 64 hex digits.")],
     out: Annotated[

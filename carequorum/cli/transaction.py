@@ -18,7 +18,7 @@ def group() -> None:
     """What became of a transaction."""
 
 
-@app.command(epilog="Example: carequorum tx status TRANSACTION --at build/devnet/riverside")
+@app.command(epilog="Example: carequorum tx status TRANSACTION --at build/devnet/hospital-a")
 def status(
     transaction: Annotated[str, typer.Argument(metavar="TRANSACTION", help="Its id, 64 hex digits.")],
     at: At = None,

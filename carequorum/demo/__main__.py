@@ -24,7 +24,8 @@ from carequorum.views import NetworkStatus
 from ledger.errors import Rejection
 
 SETTLE_TIMEOUT_S = 60.0
-PART_TIMEOUT_S = 240.0
+# For one part at its work: some for every part, and more for each transaction.
+PART_TIMEOUT_S, TRANSACTION_TIMEOUT_S = 60.0, 0.1
 CHECKS_AT_ONCE = 2
 _POLL_S = 0.1
 
@@ -75,17 +76,18 @@ def _demonstrate(directory: Path, options: argparse.Namespace) -> Report:
         kill = run_load(network, folder, plan)
         say("waiting until all nodes agree")
         views = _settle(network, folder)
+        patience_s = PART_TIMEOUT_S + TRANSACTION_TIMEOUT_S * len(plan.items)
         say("asking every node about every transaction")
-        lost = {tx_id for _, tx_id, _ in _part("auditor", folder.path)["lost"]}
+        lost = {tx_id for _, tx_id, _ in _part(patience_s, "auditor", folder.path)["lost"]}
         say("opening every record as its patient, elsewhere")
-        reading = _part("reader", folder.path)
+        reading = _part(patience_s, "reader", folder.path)
         say("stopping the network")
         ended = network.stop(network.nodes)
     say("verifying the receipts offline")
     receipts = sorted(folder.receipts.iterdir())
-    verified = _part("verifier", plan.genesis_file, *receipts)["verified"]
+    verified = _part(patience_s, "verifier", plan.genesis_file, *receipts)["verified"]
     say("checking every store")
-    clean = _check_stores(network)
+    clean = _check_stores(network, patience_s)
     answers = folder.answers()
     written = figures([answer for answer in answers if answer.item is not None])
     return Report(
@@ -160,24 +162,28 @@ def _settle(network: Devnet, folder: Folder) -> list[NetworkStatus]:
         time.sleep(_POLL_S)
 
 
-def _part(name: str, *arguments: Path | str) -> dict[str, Any]:
+def _part(timeout_s: float, name: str, *arguments: Path | str) -> dict[str, Any]:
     """Run another part as a process of its own and return its JSON answer."""
-    return _json([sys.executable, "-m", f"carequorum.demo.{name}", *map(str, arguments)], (0, 1))
+    return _json([sys.executable, "-m", f"carequorum.demo.{name}", *map(str, arguments)], (0, 1), timeout_s)
 
 
-def _check_stores(network: Devnet) -> int:
+def _check_stores(network: Devnet, timeout_s: float) -> int:
     """How many of the stopped nodes' stores are clean, by the command that people use."""
 
     def check(node_folder: Path) -> bool:
         command = [sys.executable, "-m", "carequorum", "check", "--at", str(node_folder), "--json"]
-        return bool(_json(command, (0, 3))["ok"])
+        return bool(_json(command, (0, 3), timeout_s)["ok"])
 
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
         return sum(pool.map(check, [network.folder(node) for node in network.nodes]))
 
 
-def _json(command: list[str], codes: tuple[int, ...]) -> dict[str, Any]:
-    ended = subprocess.run(command, capture_output=True, timeout=PART_TIMEOUT_S, check=False)
+def _json(command: list[str], codes: tuple[int, ...], timeout_s: float) -> dict[str, Any]:
+    """The JSON that a command printed. Raises DemoError if it did not end in time, or with another code."""
+    try:
+        ended = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        raise DemoError(f"{' '.join(command[1:4])} did not end within {timeout_s:g} s") from None
     if ended.returncode not in codes:
         last = ended.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
         raise DemoError(f"{' '.join(command[1:4])} ended with {ended.returncode}: {last[-1]}")

@@ -36,13 +36,12 @@ def main() -> int:
 async def read(plan: Plan, written: dict[str, int | None]) -> Reading:
     """Read what every patient has. `written` maps record ids (hex) to places in the plan's items."""
     reading = Reading()
-    for place, patient in enumerate(plan.patients):
-        sources = {
-            record: plan.items[item]
-            for record, item in written.items()
-            if item is not None and plan.items[item].patient == place
-        }
-        await _read_patient(plan, patient, sources, reading)
+    sources: list[dict[str, Item]] = [{} for _ in plan.patients]
+    for record, place in written.items():
+        if place is not None:
+            sources[plan.items[place].patient][record] = plan.items[place]
+    for patient, records in zip(plan.patients, sources, strict=True):
+        await _read_patient(plan, patient, records, reading)
     return reading
 
 

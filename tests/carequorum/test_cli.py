@@ -172,9 +172,7 @@ def test_a_day_at_the_hospital(
     (tmp_path / "note.txt").write_text("rest, and plenty of water")
     to_rosa = ("--patient", card["account"], "--subject", card["subject"], *at_home, *lee)
     imported = run_json("record", "import", tmp_path / "history.json", *to_rosa)["records"]
-    observation = next(
-        each for each in imported if each["source"].endswith(f":{BUNDLE.index(OBSERVATION.decode())}")
-    )
+    observation = next(each for each in imported if each["source"].endswith(f":{BUNDLE.index(OBSERVATION.decode())}"))
     note = run_json("record", "add", tmp_path / "note.txt", "--content-type", "text/plain", *to_rosa)
     listed = run_json("record", "list", *at_home, *rosa)["records"]
     until_sealed(run_json, away, note["height"])
@@ -235,11 +233,11 @@ def test_devnet_up_kill_restart_down_and_check(tmp_path: Path, run: Run, run_jso
     where = ("--dir", tmp_path / "net")
     try:
         up = run_json("devnet", "up", "--nodes", "1", *where)
-        assert [(node["id"], node["ready"]) for node in up["nodes"]] == [("riverside", True)]
+        assert [(node["id"], node["ready"]) for node in up["nodes"]] == [("hospital-a", True)]
         assert fail("devnet", "up", "--nodes", "2", *where)[0] == 1
-        assert fail("devnet", "kill", "riverside", "--leader", *where)[0] == 2
-        assert fail("check", "--at", tmp_path / "net" / "riverside")[0] == 1  # the daemon holds its store
-        assert run_json("devnet", "kill", "--leader", *where).keys() == {"riverside"}
+        assert fail("devnet", "kill", "hospital-a", "--leader", *where)[0] == 2
+        assert fail("check", "--at", tmp_path / "net" / "hospital-a")[0] == 1  # the daemon holds its store
+        assert run_json("devnet", "kill", "--leader", *where).keys() == {"hospital-a"}
         (down,) = run_json("devnet", "status", *where)["nodes"]
         assert (down["pid"], down["ready"]) == (None, False)
         (again,) = run_json("devnet", "restart", *where)["nodes"]
@@ -248,23 +246,23 @@ def test_devnet_up_kill_restart_down_and_check(tmp_path: Path, run: Run, run_jso
     finally:
         run("devnet", "down", *where)
     assert run("devnet", "down", *where) == "nothing was running\n"
-    report = run_json("check", "--at", tmp_path / "net" / "riverside")
+    report = run_json("check", "--at", tmp_path / "net" / "hospital-a")
     assert report["ok"]
     assert report["last_height"] >= 2  # an election each time it started
 
     other = create(tmp_path / "other", 1)
-    store = tmp_path / "net" / "riverside" / "data"
+    store = tmp_path / "net" / "hospital-a" / "data"
     assert main(["check", str(store), "--genesis", str(other.directory / "genesis.json")]) == 3
 
 
 def test_keys_and_genesis_for_a_network_of_ones_own(
     run_json: RunJson, fail: Fail, passphrase_file: Path, tmp_path: Path
 ) -> None:
-    node = run_json("keys", "new", tmp_path / "node.key", "--node", "riverside")
+    node = run_json("keys", "new", tmp_path / "node.key", "--node", "hospital-a")
     assert stat.S_IMODE((tmp_path / "node.key").stat().st_mode) == 0o600
     assert run_json("keys", "show", tmp_path / "node.key") == {"key": node["key"]}
     seed_from_pem((tmp_path / "node.key").read_bytes(), None)
-    assert fail("keys", "new", tmp_path / "node.key", "--node", "riverside")[0] == 2
+    assert fail("keys", "new", tmp_path / "node.key", "--node", "hospital-a")[0] == 2
     assert fail("keys", "new", tmp_path / "other.key", "--node", "No Such Id")[0] == 2
 
     protected = ("--passphrase-file", passphrase_file)
@@ -274,13 +272,13 @@ def test_keys_and_genesis_for_a_network_of_ones_own(
     plan.write_text(
         f"""network = "one hospital"
         [[organisations]]
-        id = "riverside"
+        id = "hospital-a"
         name = "Riverside"
         kind = "hospital"
         admin_keys = ["{wallet["key"]}"]
         [[nodes]]
-        id = "riverside"
-        organisation = "riverside"
+        id = "hospital-a"
+        organisation = "hospital-a"
         address = "127.0.0.1:7400"
         certificate = "node.key.crt"
         """
@@ -288,11 +286,11 @@ def test_keys_and_genesis_for_a_network_of_ones_own(
     made = run_json("genesis", "new", plan, "--out", tmp_path / "genesis.json")
     genesis = load_genesis(tmp_path / "genesis.json")
     assert genesis.chain_id().hex() == made["chain"]
-    assert genesis.node_keys() == {"riverside": bytes.fromhex(node["key"])}
+    assert genesis.node_keys() == {"hospital-a": bytes.fromhex(node["key"])}
     assert genesis.organisations[0].admin_keys == [bytes.fromhex(wallet["key"])]
     assert fail("genesis", "new", plan, "--out", tmp_path / "genesis.json")[0] == 2  # exists
 
-    plan.write_text(plan.read_text().replace('organisation = "riverside"', 'organisation = "lakeview"'))
+    plan.write_text(plan.read_text().replace('organisation = "hospital-a"', 'organisation = "hospital-b"'))
     assert fail("genesis", "new", plan, "--out", tmp_path / "second.json")[1].startswith("bad_genesis:")
     plan.write_text('netwrok = "typo"')
     assert fail("genesis", "new", plan, "--out", tmp_path / "second.json")[0] == 2

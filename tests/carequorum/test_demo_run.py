@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from carequorum.demo.load import run_load
+from carequorum.demo import load
+from carequorum.demo.load import DemoError, run_load
 from carequorum.demo.plan import Answer, Folder, Plan
 from carequorum.demo.staging import stage
 from carequorum.devnet import Devnet, create
@@ -37,6 +38,11 @@ def part(name: str, *arguments: object) -> tuple[int, dict[str, Any]]:
     return ended.returncode, answer
 
 
+def demonstrate(*options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "carequorum.demo", *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Devnet, Folder, Plan]]:
     """A network of two with a history in it, still running."""
@@ -57,9 +63,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Devnet, 
 def test_the_whole_of_it(tmp_path: Path) -> None:
     write_history(tmp_path / "history.ndjson")
     out, kept = tmp_path / "demo.json", tmp_path / "kept"
-    command = [sys.executable, "-m", "carequorum.demo"]
-    options = ["--fhir", tmp_path / "history.ndjson", "--keep", kept, "--out", out]
-    ended = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    ended = demonstrate("--fhir", tmp_path / "history.ndjson", "--keep", kept, "--out", out)
     assert (ended.returncode, ended.stderr) == (0, "")
     report = json.loads(out.read_text())
     assert report["nodes"] == 4
@@ -75,15 +79,14 @@ def test_the_whole_of_it(tmp_path: Path) -> None:
 
 def test_a_source_that_is_no_fhir_fails_and_leaves_no_daemon(tmp_path: Path) -> None:
     (tmp_path / "letter.json").write_text('{"dear": "doctor"}')
-    command = [sys.executable, "-m", "carequorum.demo", "--nodes", "1"]
-    options = ["--fhir", tmp_path / "letter.json", "--keep", tmp_path / "kept", "--out", tmp_path / "demo.json"]
-    ended = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    kept, out = tmp_path / "kept", tmp_path / "demo.json"
+    ended = demonstrate("--nodes", 1, "--fhir", tmp_path / "letter.json", "--keep", kept, "--out", out)
     assert ended.returncode == 1
     assert ended.stderr.startswith("demo: bad_fhir:")
     assert ended.stderr.count("\n") == 1
-    network = Devnet(tmp_path / "kept")
+    network = Devnet(kept)
     assert network.process(network.nodes[0]) is None
-    assert not (tmp_path / "demo.json").exists()
+    assert not out.exists()
 
 
 def test_a_transaction_that_no_node_knows_is_found_missing(
@@ -157,3 +160,28 @@ def copy(folder: Folder, tmp_path: Path) -> Folder:
     shutil.copytree(folder.committed, planted.committed, dirs_exist_ok=True)
     shutil.copy(folder.plan, planted.plan)
     return planted
+
+
+def test_a_writer_that_fails_is_named_with_its_last_words(
+    written: tuple[Devnet, Folder, Plan], tmp_path: Path
+) -> None:
+    network, folder, plan = written
+    planted = copy(folder, tmp_path)
+    nobody = {
+        hospital: msgspec.structs.replace(person, wallet="/nonexistent")
+        for hospital, person in plan.clinicians.items()
+    }
+    broken_plan = msgspec.structs.replace(plan, clinicians=nobody)
+    planted.write_plan(broken_plan)
+    with pytest.raises(DemoError, match=r"the writer of hospital-a failed: .*no_such_file: /nonexistent"):
+        run_load(network, planted, broken_plan)
+
+
+def test_when_nothing_is_committed_any_more_the_writers_are_ended(
+    written: tuple[Devnet, Folder, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, folder, plan = written
+    monkeypatch.setattr(load, "STALL_S", 0.0)
+    planted = copy(folder, tmp_path)
+    with pytest.raises(DemoError, match=r"after [0-9]+ of 24 records nothing was committed for 0 s"):
+        run_load(network, planted, plan)

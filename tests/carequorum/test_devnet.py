@@ -36,7 +36,7 @@ def sleeper(tmp_path: Path) -> Process:
 
 
 def test_create_writes_what_daemons_accept_and_admins_can_use(tmp_path: Path) -> None:
-    offsets = {"lakeview": 10_000}
+    offsets = {"hospital-b": 10_000}
     network = create(tmp_path / "net", 4, settings={"logging": {"level": "debug"}}, clock_offsets_ms=offsets)
     genesis = genesis_from_json((network.directory / "genesis.json").read_text())
     assert [node.id for node in genesis.nodes] == sorted(node.id for node in network.nodes)
@@ -61,7 +61,7 @@ def test_create_writes_what_daemons_accept_and_admins_can_use(tmp_path: Path) ->
 
 def test_nobody_else_may_look_into_the_folder(tmp_path: Path) -> None:
     network = create(tmp_path / "net", 1)
-    folders = [network.directory, network.directory / "riverside"]
+    folders = [network.directory, network.directory / "hospital-a"]
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700, 0o700]
     files = [path for path in network.directory.rglob("*") if path.is_file()]
     assert files
@@ -105,62 +105,62 @@ def test_a_foreign_genesis_is_refused(network: Devnet, tmp_path: Path) -> None:
 
 
 def test_up_kill_restart_down(network: Devnet) -> None:
-    riverside, lakeview = network.nodes
-    (network.folder(riverside) / "leads").touch()
+    hospital_a, hospital_b = network.nodes
+    (network.folder(hospital_a) / "leads").touch()
     ready: list[str] = []
     network.start(network.nodes, on_ready=lambda node: ready.append(node.id))
-    assert sorted(ready) == ["lakeview", "riverside"]
-    assert [(node.id, node.ready) for node in network.status()] == [("riverside", True), ("lakeview", True)]
-    assert network.leader() == riverside
+    assert sorted(ready) == ["hospital-a", "hospital-b"]
+    assert [(node.id, node.ready) for node in network.status()] == [("hospital-a", True), ("hospital-b", True)]
+    assert network.leader() == hospital_a
 
-    first = network.process(riverside)
+    first = network.process(hospital_a)
     assert first is not None
-    killed = network.kill([riverside])
-    assert {node: how and how.code for node, how in killed.items()} == {"riverside": -signal.SIGKILL}
+    killed = network.kill([hospital_a])
+    assert {node: how and how.code for node, how in killed.items()} == {"hospital-a": -signal.SIGKILL}
     assert network.leader() is None
     assert [(node.id, node.pid is None, node.ready) for node in network.status()] == [
-        ("riverside", True, False),
-        ("lakeview", False, True),
+        ("hospital-a", True, False),
+        ("hospital-b", False, True),
     ]
 
-    untouched = network.process(lakeview)
+    untouched = network.process(hospital_b)
     network.start(network.nodes)
-    second = network.process(riverside)
+    second = network.process(hospital_a)
     assert second is not None
     assert second != first
-    assert network.process(lakeview) == untouched
+    assert network.process(hospital_b) == untouched
 
     # Another command, which is not the daemons' parent, finds and stops them too.
     ended = Devnet(network.directory).stop(network.nodes)
-    assert {node: how and how.code for node, how in ended.items()} == {"riverside": 0, "lakeview": 0}
+    assert {node: how and how.code for node, how in ended.items()} == {"hospital-a": 0, "hospital-b": 0}
     assert network.stop(network.nodes) == {}
 
 
 def test_a_daemon_that_ends_at_once_is_reported_with_its_last_words(network: Devnet) -> None:
-    (network.directory / "lakeview" / "broken").touch()
-    with pytest.raises(DevnetError, match="daemon of lakeview ended with 3: the disk is on fire"):
+    (network.directory / "hospital-b" / "broken").touch()
+    with pytest.raises(DevnetError, match="daemon of hospital-b ended with 3: the disk is on fire"):
         network.start(network.nodes)
 
 
 def test_a_daemon_that_does_not_get_ready_in_time_is_named(network: Devnet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devnet, "DAEMON", (sys.executable, "-c", "import signal; signal.pause()"))
-    with pytest.raises(DevnetError, match=r"not ready within 0\.1 s: riverside"):
+    with pytest.raises(DevnetError, match=r"not ready within 0\.1 s: hospital-a"):
         network.start(network.nodes[:1], timeout_s=0.1)
 
 
 def test_stop_says_who_would_not(network: Devnet) -> None:
-    riverside = network.nodes[0]
-    (network.folder(riverside) / "stubborn").touch()
-    network.start([riverside])
-    assert network.stop([riverside], timeout_s=0.1) == {"riverside": None}
-    assert network.process(riverside) is not None
+    hospital_a = network.nodes[0]
+    (network.folder(hospital_a) / "stubborn").touch()
+    network.start([hospital_a])
+    assert network.stop([hospital_a], timeout_s=0.1) == {"hospital-a": None}
+    assert network.process(hospital_a) is not None
 
 
 def test_another_network_on_the_port_is_no_readiness(network: Devnet, tmp_path: Path) -> None:
     network.start(network.nodes)
-    riverside, lakeview = network.nodes
-    # As if riverside's port had gone to somebody else while it was down.
-    swapped = msgspec.structs.replace(riverside, provider_port=lakeview.provider_port)
+    hospital_a, hospital_b = network.nodes
+    # As if the first one's port had gone to somebody else while it was down.
+    swapped = msgspec.structs.replace(hospital_a, provider_port=hospital_b.provider_port)
     with pytest.raises(DevnetError, match="the port is taken"):
         network.start([swapped])
 

@@ -1,14 +1,15 @@
 """A whole cluster in one process, driven by one seed: any interleaving, any loss, checked after every step.
 
-    faults       messages dropped, doubled, reordered, delayed; one-way cuts; crashes that lose what was not
-                 written, and keep some that was written but not reported; slow, hung and failing disks; pauses and
-                 tick bursts; refusals; forgotten certificates
-    checks       see Oracle: nothing here is read from a core that could be read from a disk
-    two phases   `run` breaks things and checks safety; `settle` heals everything and demands progress
+faults       messages dropped, doubled, reordered, delayed; one-way cuts; crashes that lose what was not
+             written, and keep some that was written but not reported; slow, hung and failing disks; pauses and
+             tick bursts; refusals; forgotten certificates
+checks       see Oracle: nothing here is read from a core that could be read from a disk
+two phases   `run` breaks things and checks safety; `settle` heals everything and demands progress
 """
 
 import random
 from collections import Counter
+from collections.abc import Callable
 
 from consensus.configuration import quorum
 from consensus.errors import ProtocolViolation
@@ -65,12 +66,13 @@ class Oracle:
         term, node_id = node.core.term, node.node_id
         if self.leaders.get(term) == node_id:
             return
+        assert node_id in self.voters, "a voter leads"
         assert term not in self.leaders, "one leader a term"
         self.leaders[term] = node_id
         assert node.disk.hard_state.term == term, "a leader's term is on its disk"
         for height, block in self.committed.items():
-            found = node.core.term_hash(height)
-            assert found is not None and found[1] == block, "a leader holds everything committed"
+            held = node.core.term_hash(height) or (0, b"")
+            assert held[1] == block, "a leader holds everything committed"
 
     def certificate(self, certificate: Certificate) -> None:
         """Every certificate on its way is checked once: signatures, and copies on a quorum of disks."""
@@ -79,7 +81,8 @@ class Oracle:
         self.certified.add(certificate.hash)
         term, height, block = certificate.term, certificate.height, certificate.hash
         signers = {voter for voter, _ in certificate.signatures}
-        assert signers <= set(self.voters) and len(signers) == len(certificate.signatures), "signed by voters, once each"
+        assert signers <= set(self.voters), "voters signed"
+        assert len(signers) == len(certificate.signatures), "each signed once"
         assert len(signers) >= quorum(len(self.voters)), "a quorum signed"
         for voter, signature in certificate.signatures:
             assert signature == acknowledgement(voter, term, height, block), "each signature is of this block"
@@ -88,8 +91,8 @@ class Oracle:
         self._commit_ancestors(certificate)
 
     def _commit_ancestors(self, certificate: Certificate) -> None:
-        disk = next(disk for disk in self.disks.values() if disk.term_hash(certificate.height) is not None
-                    and disk.blocks[certificate.height].hash == certificate.hash)
+        holder = next(name for name in self.voters if self._hash_at(name, certificate.height) == certificate.hash)
+        disk = self.disks[holder]
         below = certificate.height
         while below > 0 and below not in self.committed:
             below -= 1
@@ -99,12 +102,18 @@ class Oracle:
                 assert self.committed.setdefault(height, block) == block, "one block a height, for ever"
 
     def writes(self, node_id: NodeId, before: dict[int, bytes]) -> None:
-        """After a write: nothing committed that the disk held is gone."""
-        disk = self.disks[node_id]
+        """After a write that removed blocks: each committed one is still on a quorum of disks.
+
+        A copy outside that quorum may go: its holder can hear a deposed leader before it hears of the commit.
+        """
         for height, block in before.items():
-            if self.committed.get(height) == block:
-                found = disk.term_hash(height)
-                assert found is not None and found[1] == block, "a committed block never leaves a disk"
+            if self.committed.get(height) == block and self._hash_at(node_id, height) != block:
+                copies = sum(self._hash_at(voter, height) == block for voter in self.voters)
+                assert copies >= quorum(len(self.voters)), "a committed block stays on a quorum of disks"
+
+    def _hash_at(self, node_id: NodeId, height: int) -> bytes | None:
+        entry = self.disks[node_id].blocks.get(height)
+        return entry.hash if entry else None
 
     def tells(self, node: Node, certificate: Certificate) -> None:
         found = node.disk.term_hash(certificate.height)
@@ -151,12 +160,12 @@ class WatchedSigner(PlainSigner):
 class Cluster:
     """`nodes` holds the running ones; `disks` outlive them."""
 
-    def __init__(self, seed: int, voters: int, learners: int = 0) -> None:
+    def __init__(self, seed: int, voters: int, learners: int = 0, disk: Callable[[], Disk] = Disk) -> None:
         self.random = random.Random(seed)
         names = tuple(f"n{number}" for number in range(1, voters + learners + 1))
         self.configuration = Configuration(names[:voters], names[voters:])
         self.names = names
-        self.disks = {name: Disk() for name in names}
+        self.disks = {name: disk() for name in names}
         self.oracle = Oracle(self.configuration.voters, self.disks)
         self.nodes: dict[NodeId, Node] = {}
         self.flying: list[tuple[NodeId, NodeId, Message]] = []
@@ -207,7 +216,7 @@ class Cluster:
         self.counts["crash"] += 1
 
     def _write(self, node: Node) -> int:
-        before = {height: entry.hash for height, entry in node.disk.blocks.items() if height > 0}
+        before = {height: entry.hash for height, entry in node.disk.blocks.items()}
         batch = node.pending.popleft()
         node.disk.write(batch)
         if batch.truncate_from is not None:
@@ -267,12 +276,16 @@ class Cluster:
         self._drain(receiver)
 
     def _check_reply(self, sender: NodeId, message: Message) -> None:
-        if isinstance(message, AppendReply) and message.answer is Answer.ACCEPTED:
-            leader = self.nodes.get(self.oracle.leaders.get(message.term, ""))
+        """What a follower accepts is its leader's, as long as neither has moved on."""
+        if not isinstance(message, AppendReply) or message.answer is not Answer.ACCEPTED:
+            return
+        leader = self.nodes.get(self.oracle.leaders.get(message.term, ""))
+        terms = {message.term, self.disks[sender].hard_state.term}
+        if leader is None or leader.core.role is not Role.LEADER or terms != {leader.core.term}:
+            return
+        if message.height:
             follower = self.disks[sender].term_hash(message.height)
-            if leader is not None and leader.core.role is Role.LEADER and leader.core.term == message.term:
-                if message.height and self.disks[sender].hard_state.term == message.term:
-                    assert leader.core.term_hash(message.height) == follower, "what is accepted is the leader's"
+            assert leader.core.term_hash(message.height) == follower, "what is accepted is the leader's"
 
     def tick(self, name: NodeId) -> None:
         if name not in self.paused:
@@ -408,9 +421,7 @@ class Cluster:
         self._mend()
         goal: int | None = None
         for tick in range(ticks):
-            for name in self.names:
-                self.tick(name)
-            self._exchange()
+            self.pass_time(1)
             leader = self.leader()
             if leader is not None and (goal is None or goal not in self.oracle.committed):
                 goal = self.propose(leader) or goal
@@ -418,11 +429,19 @@ class Cluster:
                 return tick
         raise AssertionError(f"no progress in {ticks} ticks: {self.describe()}")
 
+    def pass_time(self, ticks: int) -> None:
+        """Orderly ticks: after each, all that is under way arrives and every disk that does not hang answers."""
+        for _ in range(ticks):
+            for name in list(self.nodes):
+                self.tick(name)
+            self._exchange()
+
     def _exchange(self) -> None:
         """Deliver and persist until all is quiet, or a bound that no healthy cluster needs is reached."""
         for _ in range(60):
-            for name in self.names:
-                self.persist(name, len(self.nodes[name].pending))
+            for name in self.nodes:
+                if name not in self.hung:
+                    self.persist(name, len(self.nodes[name].pending))
             if not self.flying:
                 return
             for _ in range(len(self.flying)):

@@ -2,10 +2,30 @@
 
 from collections import deque
 from hashlib import sha256
+from typing import TypeVar
 
 from consensus.core import RaftCore
-from consensus.messages import Certificate, Configuration, Entry, HardState, Message, NodeId, Ready
+from consensus.messages import (
+    Acknowledgement,
+    Answer,
+    Append,
+    AppendReply,
+    Certificate,
+    Configuration,
+    Entry,
+    HardState,
+    Message,
+    NodeId,
+    PreVote,
+    PreVoteReply,
+    Ready,
+    Role,
+    Vote,
+    VoteReply,
+)
 from consensus.ports import CoreSettings, Restored
+
+AnyMessage = TypeVar("AnyMessage", PreVote, PreVoteReply, Vote, VoteReply, Append, AppendReply)
 
 GENESIS = sha256(b"genesis").digest()
 
@@ -120,9 +140,7 @@ class Node:
             certificate=self.disk.certificate,
             configurations=((0, configuration),),
         )
-        self.core = RaftCore(
-            settings or CoreSettings(node_id), restored, self.disk, signer or PlainSigner(node_id)
-        )
+        self.core = RaftCore(settings or CoreSettings(node_id), restored, self.disk, signer or PlainSigner(node_id))
 
     def pump(self) -> None:
         """Do what Ready says, except for the disk."""
@@ -161,7 +179,65 @@ class Node:
         sent, self.sent = self.sent, []
         return sent
 
+    def role(self) -> Role:
+        return self.core.role
+
     def log(self) -> list[Entry]:
         """The whole log as the core sees it, durable or not."""
         entries = [self.core.entry(height) for height in range(1, self.core.last_height + 1)]
         return [entry for entry in entries if entry is not None]
+
+
+THREE = Configuration(("n1", "n2", "n3"))
+FIVE = Configuration(("n1", "n2", "n3", "n4", "n5"))
+
+
+def follower(
+    chain: list[Entry] | None = None,
+    term: int = 0,
+    vote: NodeId | None = None,
+    node_id: NodeId = "n1",
+    configuration: Configuration = THREE,
+    settings: CoreSettings | None = None,
+) -> Node:
+    """A node that has just started over this log."""
+    return Node(node_id, configuration, Disk(chain, HardState(term, vote)), settings)
+
+
+def elect(node: Node) -> Node:
+    """Let `node` win the next term with everyone's votes, its own disk answering; what it sent is left in `sent`."""
+    term = node.core.term + 1
+    others = [voter for voter in node.core.configuration.voters if voter != node.node_id]
+    node.tick(20)
+    for other in others:
+        node.step(other, PreVoteReply(term, granted=True))
+    node.persist()
+    for other in others:
+        node.step(other, VoteReply(term, granted=True, signature=b"vote"))
+    assert (node.core.role, node.core.term) == (Role.LEADER, term)
+    return node
+
+
+def append(term: int, prev: Entry | None, *entries: Entry, certificate: Certificate | None = None) -> Append:
+    """What the leader of `term` sends after `prev` (None: genesis)."""
+    anchor = (prev.height, prev.term, prev.hash) if prev else (0, 0, GENESIS)
+    return Append(term, *anchor, entries, certificate)
+
+
+def accept(term: int, *blocks: Entry, voter: NodeId) -> AppendReply:
+    """What `voter` answers once `blocks` are on its disk."""
+    acks = tuple(
+        Acknowledgement(block.height, block.hash, acknowledgement(voter, term, block.height, block.hash))
+        for block in blocks
+        if block.term == term
+    )
+    return AppendReply(term, Answer.ACCEPTED, blocks[-1].height, acknowledgements=acks)
+
+
+def conflict(term: int, rejected: int, height: int, hint_term: int) -> AppendReply:
+    return AppendReply(term, Answer.CONFLICT, height, rejected, hint_term)
+
+
+def only(messages: list[tuple[NodeId, Message]], kind: type[AnyMessage], receiver: NodeId) -> list[AnyMessage]:
+    """The messages of one kind to one receiver, in order."""
+    return [message for to, message in messages if to == receiver and isinstance(message, kind)]

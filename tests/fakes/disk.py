@@ -12,7 +12,8 @@ from storage.port import StorageFailure, Write
 
 
 class PowerLossDisk:
-    """A KeyValue. `sync_ignored` is the broken disk: it answers to a sync without doing it.
+    """A KeyValue. `sync_ignored` is the broken disk: it answers to a sync without doing it. `batches`
+    counts the writes.
 
     After `power_loss` or `close` every call fails until `open` (a node's restart).
     """
@@ -21,6 +22,7 @@ class PowerLossDisk:
         self.only_synced = only_synced
         self.sync_ignored = sync_ignored
         self.fail_next_write = False
+        self.batches = 0
         self._choose = random.Random(seed)
         self._durable: dict[bytes, bytes] = {}
         self._unsynced: list[tuple[Write, ...]] = []
@@ -42,6 +44,7 @@ class PowerLossDisk:
         if self._broken or self.fail_next_write:
             self._broken, self.fail_next_write = True, False
             raise StorageFailure("the fake disk fails to write")
+        self.batches += 1
         self._unsynced.append(tuple(batch))
         _apply(self._current, batch)
         if sync and not self.sync_ignored:

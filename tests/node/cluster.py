@@ -25,6 +25,7 @@ from storage.store import Store
 from tests.fakes.disk import PowerLossDisk
 
 TICK_MS = 10
+POOL = PoolLimits(10_000, 1 << 26, 0.5, 0.25)
 
 
 def hospital(index: int) -> str:
@@ -143,15 +144,15 @@ class Member:
 class Cluster:
     """`async with` starts every node and stops them all.
 
-    Faults: `rewrite(sender, peer, message)` says what of a consensus message arrives, if anything; `gossip_lost` loses
-    every pushed transaction; `stand_ins` answer in the place of members what peers fetch from them.
+    Faults: `rewrite(sender, peer, message)` says what of a consensus message arrives, if anything; `gossip_lost`
+    loses every pushed transaction; `stand_ins` answer in the place of members what peers fetch from them.
     """
 
     size: int = 4
     only_synced: bool = True
     sync_ignored: bool = False
     clock_offsets_ms: dict[int, int] = field(default_factory=dict)
-    pool: PoolLimits = PoolLimits(10_000, 1 << 26, 0.5, 0.25)
+    pool: PoolLimits = POOL
     parameters: Parameters = field(default_factory=Parameters)
     replicate_gap_blocks: int = 128
     rewrite: Callable[[str, str, Message], Message | None] = lambda sender, peer, message: message

@@ -1,9 +1,11 @@
 """What the tests of real daemons share: a network of them, their members, and what must be equal in the end."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from carequorum.client import Client
 from carequorum.devnet import Devnet, DevnetNode, new_wallet
@@ -11,9 +13,10 @@ from carequorum.submission import Committed
 from carequorum.views import NetworkStatus
 from carequorum.wallet import Wallet, read_passphrase
 from ledger.contracts.identity import Role
+from ledger.encoding import decode_as
 from ledger.errors import Rejection
 from ledger.execution import OK
-from ledger.receipt import verify_receipt
+from ledger.receipt import RECEIPT_BYTES_MAX, Receipt
 
 SETTLE_TIMEOUT_S = 30.0
 # Transactions asked about at a time, of each node.
@@ -49,6 +52,12 @@ def admin_of(network: Devnet, node: DevnetNode) -> Wallet:
     return Wallet.open(wallet_file, read_passphrase(passphrase_file))
 
 
+def log_of(network: Devnet, node: DevnetNode) -> list[dict[str, Any]]:
+    """Every line that the daemon of `node` wrote so far, of all its starts. A last one that is cut short is left out."""
+    lines = network.log(node).read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
 async def view_of(network: Devnet, node: DevnetNode) -> NetworkStatus:
     """The network as `node` sees it."""
     async with Client([node.url], network.genesis) as client:
@@ -80,12 +89,12 @@ async def _missing_at(network: Devnet, node: DevnetNode, committed: list[Committ
         async def ask() -> None:
             for each in pending:
                 try:
-                    # The client has verified it; who asked for it compares what it proves.
-                    receipt = verify_receipt(await client.receipt(each.id), network.genesis)
+                    # The client has verified it, and that it is of this transaction.
+                    receipt = decode_as(Receipt, await client.receipt(each.id), RECEIPT_BYTES_MAX)
                 except Rejection as error:
                     lines.append(f"{node.id}: {each.id.hex()}: {error}")
                     continue
-                proven = (receipt.height, receipt.index, receipt.code)
+                proven = (receipt.leaf.height, receipt.index, receipt.result.code)
                 if proven != (each.height, each.index, OK):
                     lines.append(f"{node.id}: {each.id.hex()}: answered at {each.height}, proven {proven}")
 

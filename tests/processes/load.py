@@ -42,14 +42,11 @@ class Load:
                 await self._came.wait()
 
     def longest_gaps_s(self, moments: Sequence[float]) -> list[float]:
-        """For each moment: the longest time without an answer of which a part lies between it and the next moment.
-
-        After the last of `moments`, up to the last answer.
-        """
+        """For each moment: the longest time without an answer that ended after it and before the next moment."""
         times = [answered for answered, _ in self.answers]
         ends = [*moments[1:], times[-1]]
         return [
-            max(later - earlier for earlier, later in itertools.pairwise(times) if later > begin and earlier < end)
+            max(later - earlier for earlier, later in itertools.pairwise(times) if begin < later <= end)
             for begin, end in zip(moments, ends, strict=True)
         ]
 

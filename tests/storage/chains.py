@@ -1,6 +1,6 @@
 """Chains to store: sealed and certified blocks over the little network of tests/ledger/founding."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from consensus.messages import Entry, HardState
 from ledger.block import FORMAT, Block, Header, seal_block, tx_root
@@ -10,9 +10,16 @@ from ledger.transaction import Transaction, body_commitment
 from storage.executed import Commit
 from storage.port import KeyValue
 from storage.store import Store
+from tests.fakes.disk import PowerLossDisk
 from tests.ledger.founding import CHAIN, GENESIS, NOW_MS, VOTERS, addition, registration, sign
 
+HEAD = "records/subject/" + sha256(b"subject").hex()
+
 _bodies: dict[bytes, bytes] = {}
+
+
+def record_key(name: str) -> str:
+    return "records/record/" + sha256(name.encode()).hex()
 
 
 def node_key(node: str) -> SigningKey:
@@ -59,7 +66,13 @@ class Chain:
         self.store = Store(kv, GENESIS)
         self.term = 1
 
-    def seal(self, *transactions: Transaction, executed: int | None = None, parent: Entry | None = None) -> Block:
+    def seal(
+        self,
+        *transactions: Transaction,
+        executed: int | None = None,
+        parent: Entry | None = None,
+        time_ms: int | None = None,
+    ) -> Block:
         """A block after the newest durable one (or after `parent`), with the roots of height `executed`."""
         store = self.store
         if parent is None:
@@ -84,7 +97,7 @@ class Chain:
             proposer=VOTERS[0],
             state_root=roots.state,
             term=self.term,
-            time=NOW_MS + height,
+            time=NOW_MS + height if time_ms is None else time_ms,
             tx_root=tx_root(transactions),
         )
         return seal_block(header, list(transactions), node_key(VOTERS[0]))
@@ -95,8 +108,37 @@ class Chain:
         bodies = bodies_of(*(item for block in blocks for item in block.transactions))
         self.store.persist(truncate_from, [entry_of(block) for block in blocks], bodies, state)
 
-    def add(self, *transactions: Transaction, certified: bool = True, executed: int | None = None) -> Commit:
+    def add(
+        self,
+        *transactions: Transaction,
+        certified: bool = True,
+        executed: int | None = None,
+        time_ms: int | None = None,
+    ) -> Commit:
         """Seal, persist, execute."""
-        block = self.seal(*transactions, executed=executed)
+        block = self.seal(*transactions, executed=executed, time_ms=time_ms)
         self.persist(block)
         return self.store.commit(block, certify(block) if certified else None)
+
+
+def restarted(disk: PowerLossDisk) -> Store:
+    disk.close()
+    return Store(disk.open(), GENESIS)
+
+
+class InterruptedDisk(PowerLossDisk):
+    """Another thread's turn comes just before a chosen read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.interrupt(-1, lambda: None)
+
+    def interrupt(self, place: int, turn: Callable[[], None]) -> None:
+        self.reads, self._place, self._turn = 0, place, turn
+
+    def get(self, key: bytes) -> bytes | None:
+        if self.reads == self._place:
+            self._place = -1
+            self._turn()
+        self.reads += 1
+        return super().get(key)

@@ -5,15 +5,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ledger.block import seal_block
+from ledger.block import Block, seal_block
+from ledger.encoding import decode, encode
 from ledger.keys import sha256
-from ledger.transaction import body_commitment
+from ledger.transaction import body_commitment, decode_transaction
 from storage import schema
 from storage.check import PROBLEMS_MAX, CheckReport, Problem, check_path, check_store
 from storage.leveldb import LevelDb
 from storage.port import StorageFailure
 from tests.fakes.disk import PowerLossDisk
-from tests.ledger.founding import GENESIS, registration, rotation, sign
+from tests.ledger.founding import GENESIS, NOW_MS, registration, rotation, sign
 from tests.storage.chains import Chain, body_of, certify, doctor, node_key, record
 
 HEAD = schema.state_key("records/subject/" + sha256(b"subject").hex())
@@ -148,6 +149,90 @@ def test_one_damaged_value_that_nothing_hangs_on_is_one_problem() -> None:
         ),
         Problem(6, schema.name_of(HEAD), "it is not what the chain gives"),
     ]
+
+
+def plant(disk: PowerLossDisk, block: Block, *, term: int | None = None, newest: bytes | None = None) -> None:
+    """Put a block at the end of the log as no node would, and a record of that end."""
+    header = block.header
+    disk.damage(schema.block_key(header.height), block.data)
+    link = schema.Link(header.term, block.hash, header.parent)
+    disk.damage(schema.link_key(header.height), link.encode())
+    end = schema.LogRecord(
+        format=schema.FORMAT,
+        hash=block.hash if newest is None else newest,
+        height=header.height,
+        term=header.term if term is None else term,
+        vote=None,
+    )
+    disk.damage(schema.LOG_KEY, schema.seal(end))
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"chain": bytes(32)}, "another chain"),
+        ({"parent": bytes(32)}, "another parent"),
+        ({"configuration": bytes(32)}, "another configuration"),
+        ({"term": 1}, "its term falls"),
+        ({"proposer": "zone-1"}, "no voter"),
+        ({"time": NOW_MS}, "not after its parent's"),
+        ({"executed_height": 0}, "executed height falls"),
+        ({"time": NOW_MS + 1_000}, ""),
+    ],
+)
+def test_a_signed_header_that_breaks_a_rule(changed: dict[str, object], fault: str) -> None:
+    disk = PowerLossDisk()
+    chain = Chain(disk)
+    chain.term = 2
+    chain.add(doctor())
+    chain.add()
+    block = chain.seal()
+    header = msgspec.structs.replace(block.header, **changed)
+    plant(disk, seal_block(header, [], node_key(header.proposer)))
+    problems = check(disk).problems
+    assert [problem.record for problem in problems if "record log" not in problem.record] == ["block 3"] * bool(fault)
+    assert all(fault in problem.fault for problem in problems[:1])
+
+
+def test_a_header_signed_by_another_node() -> None:
+    disk = PowerLossDisk()
+    chain = Chain(disk)
+    block = chain.seal()
+    plant(disk, seal_block(block.header, [], node_key("south-1")))
+    assert [problem.fault for problem in check(disk).problems] == ["the header's signature does not verify"]
+
+
+def test_a_transaction_that_nobody_signed() -> None:
+    disk = PowerLossDisk()
+    chain = Chain(disk)
+    wire = decode(doctor().data, 1 << 16)
+    unsigned = decode_transaction(encode({"body": wire["body"], "signature": bytes(64)}))
+    plant(disk, chain.seal(unsigned))
+    (problem,) = check(disk).problems
+    assert (problem.height, problem.record) == (1, "block 1")
+    assert problem.fault.startswith("transaction 0: bad_signature")
+
+
+def test_the_record_of_the_log_s_end_must_fit_the_log() -> None:
+    disk = PowerLossDisk()
+    chain = Chain(disk)
+    chain.term = 2
+    block = chain.seal()
+    plant(disk, block, newest=bytes(32))
+    assert check(disk).problems == [Problem(1, "record log", "it names another newest block")]
+    plant(disk, block, term=1)
+    assert check(disk).problems == [Problem(1, "record log", "term 1 is below the newest block's")]
+    plant(disk, block)
+    assert check(disk).ok
+
+
+def test_a_certificate_of_another_block() -> None:
+    disk = PowerLossDisk()
+    chain = Chain(disk)
+    other = certify(chain.seal(doctor()))
+    chain.add()
+    disk.damage(schema.certificate_key(1), other.encode())
+    assert check(disk).problems == [Problem(1, "certificate 1", "bad_certificate: it certifies another block")]
 
 
 def test_a_certificate_of_too_few_is_none() -> None:

@@ -41,6 +41,34 @@ def test_a_failed_write_is_the_last_one(tmp_path: Path, monkeypatch: pytest.Monk
     kv.close()
 
 
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_sync_is_asked_of_leveldb_unless_it_is_to_be_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, honest: bool
+) -> None:
+    kv = LevelDb(tmp_path / "db", sync=honest)
+    asked: list[bool] = []
+    working = kv._db
+
+    class Recorder:
+        def write_batch(self, sync: bool) -> object:
+            asked.append(sync)
+            return working.write_batch(sync=sync)
+
+    monkeypatch.setattr(kv, "_db", Recorder())
+    kv.write([(b"a", b"1")], sync=True)
+    kv.write([(b"a", b"1")], sync=False)
+    assert asked == [honest, False]
+    working.close()
+
+
+def test_a_new_folder_s_own_entry_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("storage.leveldb._sync_folder", synced.append)
+    for _ in range(2):
+        LevelDb(tmp_path / "db").close()
+    assert synced == [tmp_path]
+
+
 def test_one_folder_one_owner(tmp_path: Path) -> None:
     kv = LevelDb(tmp_path / "db")
     with pytest.raises(StorageFailure, match="in use"):

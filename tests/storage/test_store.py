@@ -1,6 +1,5 @@
-"""The store: what persists, what executes, what reads see and when, and what a restart finds."""
+"""The store: opening, execution, and when each read sees what."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,62 +10,26 @@ from hypothesis import strategies as st
 
 from consensus.messages import HardState
 from ledger.block import Block, decode_block, seal_block
-from ledger.errors import Rejection
 from ledger.execution import genesis_state
-from ledger.keys import sha256
-from ledger.receipt import verify_receipt, verify_state_answer
 from ledger.state_tree import update
-from ledger.transaction import UNTIL_AHEAD_MAX_MS, body_commitment
 from storage import schema
 from storage.executed import PENDING_COMMITS_MAX, Divergence
 from storage.leveldb import LevelDb
 from storage.port import StorageFailure
-from storage.store import EVIDENCE_BYTES_MAX, EVIDENCE_MAX, Store
+from storage.store import Store
 from tests.fakes.disk import PowerLossDisk
-from tests.ledger.founding import CHAIN, GENESIS, NOW_MS, VOTERS, make_genesis, registration, sign
-from tests.storage.chains import Chain, body_of, certify, doctor, entry_of, node_key, record
-
-HEAD = "records/subject/" + sha256(b"subject").hex()
-
-
-def record_key(name: str) -> str:
-    return "records/record/" + sha256(name.encode()).hex()
-
-
-@pytest.fixture
-def disk() -> PowerLossDisk:
-    return PowerLossDisk()
-
-
-@pytest.fixture
-def chain(disk: PowerLossDisk) -> Chain:
-    """Height 1 registers the doctor."""
-    chain = Chain(disk)
-    assert [result.code for result in chain.add(doctor()).results] == ["ok"]
-    return chain
-
-
-class InterruptedDisk(PowerLossDisk):
-    """Another thread's turn comes just before a chosen read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.interrupt(-1, lambda: None)
-
-    def interrupt(self, place: int, turn: Callable[[], None]) -> None:
-        self.reads, self._place, self._turn = 0, place, turn
-
-    def get(self, key: bytes) -> bytes | None:
-        if self.reads == self._place:
-            self._place = -1
-            self._turn()
-        self.reads += 1
-        return super().get(key)
-
-
-def restarted(disk: PowerLossDisk) -> Store:
-    disk.close()
-    return Store(disk.open(), GENESIS)
+from tests.ledger.founding import CHAIN, GENESIS, VOTERS, make_genesis
+from tests.storage.chains import (
+    HEAD,
+    Chain,
+    InterruptedDisk,
+    certify,
+    doctor,
+    node_key,
+    record,
+    record_key,
+    restarted,
+)
 
 
 class TestOpening:
@@ -85,7 +48,7 @@ class TestOpening:
         disk = PowerLossDisk(only_synced=True)
         Store(disk, GENESIS)
         disk.power_loss()
-        assert Store(disk.open(), GENESIS).term_hash(0) == (0, CHAIN)
+        assert disk.open().get(schema.EXECUTED_KEY) is not None
 
     def test_another_network_is_refused(self, chain: Chain, disk: PowerLossDisk) -> None:
         with pytest.raises(StorageFailure, match="another network"):
@@ -125,175 +88,6 @@ class TestOpening:
         store = Store(LevelDb(tmp_path / "db"), GENESIS)
         assert store.receipt(transaction.id) == receipt
         store.close()
-
-
-class TestLog:
-    def test_entries_come_back_as_they_went_in(self, chain: Chain) -> None:
-        blocks = []
-        for _ in range(3):
-            block = chain.seal()
-            chain.persist(block)
-            blocks.append(entry_of(block))
-        store = chain.store
-        assert store.last_height() == 4
-        assert store.entries(2, 4, 1 << 20) == tuple(blocks)
-        assert store.entries(2, 99, 0) == tuple(blocks[:1]), "at least one"
-        size = len(blocks[0].data) + len(blocks[1].data)
-        assert store.entries(2, 4, size) == tuple(blocks[:2])
-        assert store.entries(2, 4, size - 1) == tuple(blocks[:1])
-        assert store.entries(5, 9, 1 << 20) == ()
-        assert store.entry(4) == blocks[2]
-        assert store.entry(5) is None
-        assert store.term_hash(4) == (1, blocks[2].hash)
-        assert store.term_hash(5) is None
-        assert store.block_data(3) == blocks[1].data
-
-    def test_truncation_replaces_the_tail_in_one_batch(self, chain: Chain, disk: PowerLossDisk) -> None:
-        old = [chain.seal()]
-        chain.persist(old[0])
-        old.append(chain.seal())
-        chain.persist(old[1])
-        first = chain.store.entry(1)
-        chain.term = 2
-        new = chain.seal(record("r"), parent=first)
-        chain.persist(new, truncate_from=2)
-        for store in (chain.store, restarted(disk)):
-            assert store.last_height() == 2
-            assert store.entries(1, 9, 1 << 20)[1:] == (entry_of(new),)
-            assert store.term_hash(3) is None
-            assert store.hard_state().term == 2
-        assert disk.get(schema.block_key(3)) is None
-
-    def test_truncation_alone(self, chain: Chain, disk: PowerLossDisk) -> None:
-        chain.persist(chain.seal())
-        chain.store.persist(2, (), {}, None)
-        assert chain.store.last_height() == 1
-        assert restarted(disk).last_height() == 1
-
-    def test_a_vote_survives(self, chain: Chain, disk: PowerLossDisk) -> None:
-        chain.store.persist(None, (), {}, HardState(5, "south-1"))
-        assert restarted(disk).hard_state() == HardState(5, "south-1")
-
-    def test_bodies_come_with_their_block(self, chain: Chain, disk: PowerLossDisk) -> None:
-        commitment = body_commitment(body_of("r"))
-        assert chain.store.body(commitment) is None
-        chain.persist(chain.seal(record("r")))
-        assert restarted(disk).body(commitment) == body_of("r")
-
-    def test_what_the_core_never_asks_for_is_an_assertion(self, chain: Chain) -> None:
-        store = chain.store
-        low = entry_of(chain.seal())
-        chain.term = 3
-        high = entry_of(chain.seal())
-        above_high = entry_of(chain.seal(parent=high))
-        chain.term = 1
-        falling = entry_of(chain.seal(parent=high))
-        voted = HardState(2, "south-1")
-        store.persist(None, (), {}, voted)
-        for fault, truncate_from, entries, state in (
-            ("a gap", None, [above_high], HardState(3, None)),
-            ("another parent", None, [high, entry_of(chain.seal(parent=low))], HardState(3, None)),
-            ("a term that falls along the log", None, [high, falling], HardState(3, None)),
-            ("a block of a term that is not durable", None, [high], None),
-            ("a second vote in one term", None, [], HardState(2, "west-1")),
-            ("a vote that is taken back", None, [], HardState(2, None)),
-            ("a term that falls", None, [], HardState(1, None)),
-            ("truncation of what was executed", 1, [], None),
-            ("truncation above the end", 2, [], None),
-        ):
-            with pytest.raises(AssertionError):
-                store.persist(truncate_from, entries, {}, state)
-            assert (store.last_height(), store.hard_state()) == (1, voted), fault
-
-    def test_a_failed_write_moves_nothing(self, chain: Chain, disk: PowerLossDisk) -> None:
-        disk.fail_next_write = True
-        with pytest.raises(StorageFailure):
-            chain.persist(chain.seal())
-        assert chain.store.last_height() == 1
-        with pytest.raises(StorageFailure):
-            chain.store.persist(None, (), {}, HardState(7, None))
-        assert chain.store.hard_state().term == 1
-
-    def test_a_read_that_a_truncation_overtakes_never_mixes_two_logs(self) -> None:
-        """The truncating batch lands at each place between the reader's reads."""
-        place, reads = 0, 1
-        while place < reads:
-            disk = InterruptedDisk()
-            chain = Chain(disk)
-            for _ in range(4):
-                chain.persist(chain.seal())
-            old = chain.store.entries(1, 4, 1 << 20)
-            chain.term = 2
-            new = chain.seal(parent=old[1])
-            disk.interrupt(place, partial(chain.persist, new, truncate_from=3))
-            assert chain.store.entries(1, 4, 1 << 20) in (old, (*old[:2], entry_of(new)))
-            reads = disk.reads
-            place += 1
-        assert place > 8
-
-
-class TestBoot:
-    """What the chain says must exist is looked for by its key; nothing shortens the log silently."""
-
-    @pytest.mark.parametrize(
-        ("key", "fault"),
-        [
-            (schema.LOG_KEY, "log's end is missing"),
-            (schema.EXECUTED_KEY, "executed height is missing"),
-            (schema.link_key(1), "link 1 is missing"),
-            (schema.link_key(4), "link 4 is missing"),
-            (schema.block_key(4), "block 4 is missing"),
-            (schema.block_key(3), "block 3 is missing"),
-            (schema.certificate_key(3), "certificate 3 is missing"),
-            (schema.roots_key(3), "roots 3 is missing"),
-            (schema.undo_key(3), "undo 3 is missing"),
-            (schema.page_key(b""), "state tree does not give its root"),
-            (schema.history_key(2, 0), "level 2, index 0"),
-        ],
-    )
-    def test_a_missing_record_is_named(self, chain: Chain, disk: PowerLossDisk, key: bytes, fault: str) -> None:
-        chain.add(record("r"))
-        chain.add()
-        chain.persist(chain.seal())
-        disk.damage(key, None)
-        with pytest.raises(StorageFailure, match=fault):
-            restarted(disk)
-
-    @pytest.mark.parametrize(
-        "key",
-        [
-            schema.LOG_KEY,
-            schema.EXECUTED_KEY,
-            schema.link_key(1),
-            schema.link_key(4),
-            schema.block_key(4),
-            schema.roots_key(3),
-            schema.undo_key(3),
-            schema.certificate_key(3),
-            schema.block_key(3),
-            schema.page_key(b""),
-            schema.history_key(2, 0),
-        ],
-    )
-    def test_a_changed_byte_is_found(self, chain: Chain, disk: PowerLossDisk, key: bytes) -> None:
-        chain.add(record("r"))
-        chain.add(record("s"))
-        chain.persist(chain.seal())
-        value = bytearray(disk.get(key) or b"")
-        value[len(value) // 2] ^= 1
-        disk.damage(key, bytes(value))
-        with pytest.raises(StorageFailure):
-            restarted(disk)
-
-    def test_a_term_below_the_newest_block_s_is_amnesia(self, chain: Chain, disk: PowerLossDisk) -> None:
-        """The whole network restarting with term 0 would elect, and overwrite what was committed."""
-        chain.term = 5
-        block = chain.seal()
-        chain.persist(block)
-        forgotten = schema.LogRecord(format=1, hash=block.hash, height=2, term=4, vote=None)
-        disk.damage(schema.LOG_KEY, schema.seal(forgotten))
-        with pytest.raises(StorageFailure, match="below the newest block"):
-            restarted(disk)
 
 
 class TestExecution:
@@ -481,143 +275,3 @@ def _on_top(chain: Chain, foreign: Block) -> Block:
     assert found is not None
     header = msgspec.structs.replace(foreign.header, parent=found[1])
     return seal_block(header, [], node_key(VOTERS[0]))
-
-
-class TestTransactions:
-    def test_where_one_was_included(self, chain: Chain) -> None:
-        good, bad = record("r"), record("r")
-        chain.add(good, bad)
-        store = chain.store
-        assert store.tx_status(good.id) == schema.Place(2, 0, "ok")
-        assert store.tx_status(bad.id) == schema.Place(2, 1, "record_exists")
-        assert store.included_at_ms(good.id) == store.roots(2).time_ms == NOW_MS + 1
-        assert [result.code for result in store.results(2)] == ["ok", "record_exists"]
-        assert store.tx_status(bytes(32)) is None
-        assert store.included_at_ms(bytes(32)) is None
-
-    def test_a_duplicate_leaves_the_first_inclusion(self, chain: Chain) -> None:
-        transaction = record("r")
-        chain.add(transaction)
-        assert [result.code for result in chain.add(transaction).results] == ["duplicate"]
-        assert chain.store.tx_status(transaction.id) == schema.Place(2, 0, "ok")
-
-    def test_one_that_came_too_early_is_not_settled(self, chain: Chain) -> None:
-        until = NOW_MS + 1 + UNTIL_AHEAD_MAX_MS + 1
-        transaction = sign([registration("nurse", "clinician")], by="north-admin", until=until)
-        codes = [chain.add(transaction).results[0].code, chain.store.tx_status(transaction.id)]
-        assert codes == ["until_too_far", None]
-        assert chain.add(transaction).results[0].code == "ok"
-        assert chain.store.tx_status(transaction.id) == schema.Place(3, 0, "ok")
-
-
-class TestSeal:
-    def test_it_follows_the_newest_certified_header(self, chain: Chain) -> None:
-        store = chain.store
-        assert store.sealed_height == 0
-        chain.add(certified=False)
-        assert (store.executed_height, store.sealed_height) == (2, 0)
-        chain.add(executed=1)
-        assert (store.executed_height, store.sealed_height) == (3, 1)
-        assert store.sealed is not None
-        assert store.sealed.header_height == 3
-
-    def test_it_never_goes_back(self, chain: Chain) -> None:
-        """A new leader may have executed less than the one before it."""
-        chain.add()
-        assert chain.store.sealed_height == 1
-        chain.add(executed=0)
-        assert chain.store.sealed_height == 1
-        assert chain.store.sealed is not None
-        assert chain.store.sealed.header_height == 2
-
-    def test_certificates_are_found_from_any_height(self, chain: Chain) -> None:
-        chain.add(certified=False)
-        third = chain.add()
-        chain.add(certified=False)
-        store = chain.store
-        found = [store.certificate_at_or_below(height) for height in range(5)]
-        assert [item.height if item else None for item in found] == [None, 1, 1, 3, 3]
-        assert store.newest_certificate() == store.certificate(3) == certify(third.block)
-        assert store.certificate(2) is None
-
-    def test_nothing_is_proved_before_the_first(self, disk: PowerLossDisk) -> None:
-        chain = Chain(disk)
-        transaction = doctor()
-        chain.add(transaction, certified=False)
-        store = chain.store
-        with pytest.raises(Rejection, match="not_sealed"):
-            store.receipt(transaction.id)
-        with pytest.raises(Rejection, match="not_sealed"):
-            store.state_answer(HEAD)
-        with pytest.raises(Rejection, match="not_sealed"):
-            store.state_at_sealed(HEAD)
-
-    def test_receipts_verify_with_genesis_alone(self, chain: Chain) -> None:
-        sent = [record(f"r{number}") for number in range(5)]
-        chain.add(*sent)
-        with pytest.raises(Rejection) as refused:
-            chain.store.receipt(sent[0].id)
-        assert refused.value.code == "not_sealed"
-        chain.add()
-        chain.add(executed=2)
-        for index, transaction in enumerate(sent):
-            verified = verify_receipt(chain.store.receipt(transaction.id), GENESIS)
-            assert (verified.id, verified.code, verified.height, verified.index) == (transaction.id, "ok", 2, index)
-            assert verified.seal.sealed_height == 2
-        with pytest.raises(Rejection) as refused:
-            chain.store.receipt(bytes(32))
-        assert refused.value.code == "unknown_transaction"
-
-    @settings(deadline=None, max_examples=12)
-    @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.booleans()), min_size=1, max_size=12))
-    def test_the_sealed_state_is_the_state_that_was(self, steps: list[tuple[bool, int, bool]]) -> None:
-        """Whatever is certified, however far the headers lag, across restarts: answers are those of the
-        past.
-        """
-        disk = PowerLossDisk()
-        chain = Chain(disk)
-        keys = [HEAD, *(record_key(f"{number}") for number in range(len(steps)))]
-        past = {0: [chain.store.get(key) for key in keys]}
-        chain.add(doctor())
-        past[1] = [chain.store.get(key) for key in keys]
-        for number, (certified, lag, restart) in enumerate(steps):
-            executed = max(chain.store.executed_height - lag, 0)
-            chain.add(record(f"{number}"), certified=certified, executed=executed)
-            past[number + 2] = [chain.store.get(key) for key in keys]
-            if restart:
-                disk.close()
-                chain.store = Store(disk.open(), GENESIS)
-            sealed = chain.store.sealed_height
-            assert sealed is not None
-            assert [chain.store.state_at_sealed(key) for key in keys] == past[sealed]
-            for key, value in zip(keys, past[sealed], strict=True):
-                verified = verify_state_answer(chain.store.state_answer(key), GENESIS)
-                assert (verified.value, verified.seal.sealed_height) == (value, sealed)
-
-
-class TestEvidence:
-    def test_it_is_kept_once_and_durably(self) -> None:
-        disk = PowerLossDisk(only_synced=True)
-        store = Store(disk, GENESIS)
-        assert store.put_evidence("vote", "south-1", b"proof")
-        assert not store.put_evidence("vote", "south-1", b"proof")
-        assert store.put_evidence("vote", "west-1", b"proof")
-        disk.power_loss()
-        kept = Store(disk.open(), GENESIS).evidence()
-        assert [tuple(item) for item in kept] == [("vote", "south-1", b"proof"), ("vote", "west-1", b"proof")]
-
-    def test_it_is_bounded(self, disk: PowerLossDisk) -> None:
-        store = Store(disk, GENESIS)
-        assert not store.put_evidence("vote", "south-1", bytes(EVIDENCE_BYTES_MAX + 1))
-        for number in range(EVIDENCE_MAX):
-            assert store.put_evidence("vote", "south-1", b"%d" % number)
-        assert not store.put_evidence("vote", "south-1", b"one too many")
-        assert len(store.evidence()) == EVIDENCE_MAX
-
-    def test_a_changed_one_is_found(self, disk: PowerLossDisk) -> None:
-        Store(disk, GENESIS).put_evidence("vote", "south-1", b"proof")
-        data = disk.get(schema.evidence_key(0))
-        assert data is not None
-        disk.damage(schema.evidence_key(0), data.replace(b"proof", b"prooF"))
-        with pytest.raises(StorageFailure, match="evidence 0"):
-            restarted(disk)
