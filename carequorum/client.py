@@ -13,12 +13,13 @@ height covers its own writes, so it always sees them.
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
 from carequorum import submission
+from carequorum.events import Event, Following
 from carequorum.sealing import Content, Label, open_record, seal_record
 from carequorum.submission import Committed, Level, TxStatus
 from carequorum.transport import JSON, MSGPACK, OCTETS, Node, Settings, Transport
@@ -26,9 +27,10 @@ from carequorum.views import NetworkStatus, decode_records, decode_view
 from carequorum.wallet import Wallet
 from ledger.block import Block, decode_block, verify_header
 from ledger.contracts import Action, identity
-from ledger.contracts.records import Add, Record, Subject, record_path, subject_path
+from ledger.contracts.records import Add, Amend, Record, Subject, record_path, subject_path, version_path
 from ledger.encoding import decode_as
 from ledger.errors import Rejection
+from ledger.events import EventId
 from ledger.genesis import Genesis
 from ledger.receipt import VerifiedState, verify_receipt, verify_state_answer
 from ledger.request import sign_request
@@ -237,17 +239,58 @@ class Client:
         """
         wallet = self.wallet
         record = secrets.token_bytes(RECORD_ID_BYTES)
-        label = Label(author=wallet.account, chain=self.chain, record=record, subject=subject)
+        label = Label(author=wallet.account, chain=self.chain, record=record, subject=subject, version=1)
         body = seal_record(content, content_type, label, [wallet.public_key, *readers])
         action = Add(body=0, record=record, subject=subject)
         return AddedRecord(record, await self.transact([action], [body], wait=wait, valid_ms=valid_ms))
 
-    async def record(self, record: bytes) -> Record:
-        """The proven entry of a record. A signed read. Rejection("no_such_record") where absence is proven."""
+    async def amend_record(
+        self,
+        record: bytes,
+        content: bytes,
+        content_type: str,
+        *,
+        version: int,
+        readers: Sequence[bytes],
+        wait: Level = "committed",
+        valid_ms: int = VALID_MS,
+    ) -> Committed:
+        """Seal `content` as a record's next version, in place of `version`: the newest, which the caller has seen.
+
+        For clinicians of the record's organisation. `readers` as for `add_record`: those of the version before are
+        not taken over. That version stays and opens as before. Raises Rejection also as `record`, and
+        "stale_version" where somebody amended it since.
+        """
+        wallet = self.wallet
+        entry = await self.record(record)
+        # Versions only grow, so what is proven to be stale is so for ever.
+        if entry.version > version:
+            raise Rejection("stale_version", f"the record is at version {entry.version}, not {version}")
+        label = Label(
+            author=wallet.account, chain=self.chain, record=record, subject=entry.subject, version=version + 1
+        )
+        body = seal_record(content, content_type, label, [wallet.public_key, *readers])
+        action = Amend(body=0, record=record, subject=entry.subject, version=version)
+        return await self.transact([action], [body], wait=wait, valid_ms=valid_ms)
+
+    async def record(self, record: bytes, *, version: int | None = None) -> Record:
+        """The proven entry of a record: the newest version, or `version`. A signed read.
+
+        Raises Rejection: "no_such_record", "no_such_version" where absence is proven.
+        """
         found = await self.state(record_path(record))
         if found.value is None:
             raise Rejection("no_such_record", "no such record")
-        return decode_as(Record, found.value, _STATE_BYTES_MAX)
+        newest = decode_as(Record, found.value, _STATE_BYTES_MAX)
+        if version is None or version == newest.version:
+            return newest
+        if not 1 <= version < newest.version:
+            raise Rejection("no_such_version", f"the newest version is {newest.version}")
+        # Not lower: there, another node may hold `version` as the newest still, and prove that none replaced it.
+        kept = await self.state(version_path(record, version), min_height=found.seal.sealed_height)
+        if kept.value is None:
+            raise Rejection("bad_answer", "a version that was replaced is not kept")
+        return decode_as(Record, kept.value, _STATE_BYTES_MAX)
 
     async def records(self, subject: bytes, *, limit: int = 10_000) -> dict[bytes, Record]:
         """The newest `limit` records of a subject by record id, newest first. A signed read.
@@ -291,14 +334,16 @@ class Client:
 
         return await self._transport.read(f"/v1/bodies/{commitment.hex()}", OCTETS, check, self._authorise)
 
-    async def open_record(self, record: bytes) -> OpenedRecord:
-        """Prove the record, fetch its body from any node, open it with the wallet's keys.
+    async def open_record(self, record: bytes, *, version: int | None = None) -> OpenedRecord:
+        """Prove the record's newest version, or `version`, fetch its body, open it with the wallet's keys.
 
         Raises Rejection also as `sealing.open_record`: "not_a_reader", "bad_body".
         """
-        entry = await self.record(record)
+        entry = await self.record(record, version=version)
         body = await self.body(entry.body.commitment)
-        label = Label(author=entry.author, chain=self.chain, record=record, subject=entry.subject)
+        label = Label(
+            author=entry.author, chain=self.chain, record=record, subject=entry.subject, version=entry.version
+        )
         return OpenedRecord(open_record(body, label, self.wallet.seeds), entry)
 
     # The ledger and its network
@@ -338,6 +383,32 @@ class Client:
             return block
 
         return await self._transport.read(f"/v1/blocks/{height}", MSGPACK, check)
+
+    def events(
+        self,
+        from_: int | None = None,
+        *,
+        after: EventId | None = None,
+        contract: str | None = None,
+        subject: bytes | None = None,
+        member: bytes | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """What happens, in order, for ever: from height `from_` on, or what follows `after`, or from now on.
+
+        Only events that fit all of `contract`, `subject` (a handle; a signed read) and `member` (an account that
+        signed, or is made or changed). Each comes once: when a node ends the stream or fails, another goes on with
+        it. Ends by an exception only, see `events.Following`; to go on later, remember the last event's id.
+        """
+        query = {
+            "from": None if from_ is None else str(from_),
+            "contract": contract,
+            "subject": None if subject is None else subject.hex(),
+            "member": None if member is None else member.hex(),
+        }
+        given = "&".join(f"{name}={value}" for name, value in query.items() if value is not None)
+        target = f"/v1/events?{given}" if given else "/v1/events"
+        authorise = self._authorise if subject is not None else None
+        return Following(self._transport, target, after, authorise).events()
 
     async def network(self) -> NetworkStatus:
         """Members, leader, heights and evidence, as the first node that answers sees them."""

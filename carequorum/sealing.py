@@ -5,7 +5,8 @@ A body is the canonical map {ciphertext, format, key_check, nonce, salt, wraps}:
 wraps       the record key, 32 random bytes, protected as `custody` says
 salt        32 random bytes: the body's commitment tells nothing about the content, even once the body is erased
 ciphertext  XChaCha20-Poly1305 over the padded content, under sha256(tag, record key, salt), with the label
-            {author, chain, record, subject} as additional data: a body opens only as the record it was made for
+            {author, chain, record, subject, version} as additional data: a body opens only as the record, and the
+            version of it, that it was made for
 key_check   sha256(tag, record key, salt, label). Poly1305 alone does not bind the key: without this an author could
             wrap two keys under which one ciphertext opens to two contents, one for each reader
 
@@ -50,12 +51,16 @@ Wrap = Annotated[bytes, Meta(min_length=WRAP_BYTES, max_length=WRAP_BYTES)]
 
 
 class Label(msgspec.Struct, frozen=True):
-    """Which record a body is: the ledger knows all of it, and the seal holds for this label alone."""
+    """Which version of which record a body is: the ledger knows all of it, and the seal holds for this label alone.
+
+    `author` wrote this version.
+    """
 
     author: AccountId
     chain: Hash
     record: Bytes32
     subject: Bytes32
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,7 @@ def open_record(body: bytes, label: Label, seeds: list[bytes]) -> Content:
         raise Rejection("unknown_format", f"sealed body format {sealed.format}")
     record_key = unwrap_key(sealed.wraps, seeds)
     if sealed.key_check != sha256(KEY_CHECK, record_key, sealed.salt, encode(label)):
-        raise Rejection("bad_body", "made for another record, or with two keys")
+        raise Rejection("bad_body", "made for another record or version, or with two keys")
     try:
         padded = crypto_aead_xchacha20poly1305_ietf_decrypt(
             sealed.ciphertext, encode(label), sealed.nonce, sha256(CONTENT_KEY, record_key, sealed.salt)

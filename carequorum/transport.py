@@ -9,7 +9,7 @@ heeded).
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn, TypeVar
@@ -37,12 +37,15 @@ class Settings:
     """How patient a client is, in seconds, and how many connections it keeps to each node.
 
     `answer_timeout_s` bounds one request at one node, `read_timeout_s` one read over all of them. A submission is
-    bounded by its transaction's `until`.
+    bounded by its transaction's `until`. A stream of events is given up when no node has served it for
+    `stream_timeout_s`; a connection on which nothing came for `silence_s` is dead, as nodes say something every 15 s.
     """
 
     connect_timeout_s: float = 3.0
     answer_timeout_s: float = 10.0
     read_timeout_s: float = 15.0
+    silence_s: float = 45.0
+    stream_timeout_s: float = 60.0
     avoid_s: float = 5.0
     pause_min_s: float = 0.05
     pause_max_s: float = 2.0
@@ -155,17 +158,36 @@ class Transport:
             self._fail(node, type(error).__name__, sent=not unsent)
         if answer is None:
             self._fail(node, f"an answer of more than {ANSWER_BYTES_MAX} bytes", sent=True)
-        if status == 200:
-            node.avoid_until = 0.0
-            return answer
+        if status != 200:
+            self._refuse(node, answer, status, retry_after)
+        node.avoid_until = 0.0
+        return answer
+
+    async def chunks(self, node: Node, target: str, headers: dict[str, str]) -> AsyncGenerator[bytes, None]:
+        """The pieces of an answer that goes on, as they come; it ends where the node ends it.
+
+        Raises Refused, and NodeFailed also when nothing has come for `silence_s`.
+        """
+        if self._session is None:
+            raise RuntimeError("use the client inside `async with`")
+        settings = self.settings
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=settings.connect_timeout_s, sock_read=settings.silence_s
+        )
         try:
-            problem = msgspec.json.decode(answer, type=_Problem)
-        except (msgspec.DecodeError, UnicodeError):
-            self._fail(node, f"status {status} without a problem that explains it", sent=True)
-        if status >= 500:
-            self._avoid(node)
-        seconds = min(float(retry_after), RETRY_AFTER_MAX_S) if retry_after.isdecimal() else 0.0
-        raise Refused(problem.code, problem.detail, status, seconds)
+            async with self._session.get(
+                URL(node.url + target, encoded=True), headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.status == 200:
+                    node.avoid_until = 0.0
+                    async for chunk in response.content.iter_any():
+                        yield chunk
+                    return
+                answer = await _read_bounded(response.content) or b""
+                status, retry_after = response.status, response.headers.get("Retry-After", "")
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            self._fail(node, type(error).__name__, sent=True)
+        self._refuse(node, answer, status, retry_after)
 
     async def read(
         self,
@@ -209,10 +231,22 @@ class Transport:
         raise refusal
 
     def _fail(self, node: Node, why: str, *, sent: bool) -> NoReturn:
-        self._avoid(node)
+        self.avoid(node)
         raise NodeFailed(node.url, why, sent=sent) from None
 
-    def _avoid(self, node: Node) -> None:
+    def _refuse(self, node: Node, answer: bytes, status: int, retry_after: str) -> NoReturn:
+        """Raise what an answer with another status than 200 says."""
+        try:
+            problem = msgspec.json.decode(answer, type=_Problem)
+        except (msgspec.DecodeError, UnicodeError):
+            self._fail(node, f"status {status} without a problem that explains it", sent=True)
+        if status >= 500:
+            self.avoid(node)
+        seconds = min(float(retry_after), RETRY_AFTER_MAX_S) if retry_after.isdecimal() else 0.0
+        raise Refused(problem.code, problem.detail, status, seconds)
+
+    def avoid(self, node: Node) -> None:
+        """Ask the others first, for a while."""
         node.avoid_until = time.monotonic() + self.settings.avoid_s
 
 
@@ -220,9 +254,13 @@ class Pauses:
     """The pauses between the rounds of one operation."""
 
     def __init__(self, settings: Settings) -> None:
-        self._next_s = settings.pause_min_s
+        self._next_s = self._min_s = settings.pause_min_s
         self._max_s = settings.pause_max_s
         self._asked_s = 0.0
+
+    def reset(self) -> None:
+        """Things go well again: the next pause is short."""
+        self._next_s = self._min_s
 
     def heed(self, refusal: Rejection) -> None:
         """Let the next pause be at least what a node asked for."""

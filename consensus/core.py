@@ -82,6 +82,7 @@ class RaftCore:
         self._timeout_ticks = self._timeouts.draw_ticks()
         self._state: Following | Campaign | Leadership = Following(self._parts, None, 0)
         self._term_leader: NodeId | None = None
+        self._step_down_reason = ""
         self._barred = False
         self._failed = False
 
@@ -147,6 +148,11 @@ class RaftCore:
         return self._barred
 
     @property
+    def step_down_reason(self) -> str:
+        """Why this node last gave up leading of its own accord; empty if it never did."""
+        return self._step_down_reason
+
+    @property
     def can_propose(self) -> bool:
         return isinstance(self._state, Leadership) and self._state.can_propose
 
@@ -170,8 +176,9 @@ class RaftCore:
         if self._failed:
             return
         if isinstance(self._state, Leadership):
-            if self._state.tick(self._now):
-                self._become_follower(self.term, None)
+            reason = self._state.tick(self._now)
+            if reason:
+                self._step_down(reason)
         elif self._now - self._timer_start >= self._timeout_ticks:
             self._reset_timer()
             if self._may_campaign():
@@ -301,6 +308,10 @@ class RaftCore:
             self._reset_timer()
         self._state = Following(self._parts, leader, self._now)
 
+    def _step_down(self, reason: str) -> None:
+        self._step_down_reason = reason
+        self._become_follower(self.term, None)
+
     def _reset_timer(self) -> None:
         self._timer_start = self._now
         self._timeout_ticks = self._timeouts.draw_ticks()
@@ -426,7 +437,7 @@ class RaftCore:
             self._commit_may_move(self._state.step(sender, message, self._now))
             if self._state.refused_by_quorum:
                 self._barred = True
-                self._become_follower(self.term, None)
+                self._step_down("a quorum refuses its block")
 
     def _commit_may_move(self, moved: bool) -> None:
         if moved:

@@ -85,10 +85,10 @@ class Progress:
         return self.state is State.PROBE and rejected != self.next - 1
 
     def probe(self, next_height: int) -> None:
-        """Begin or go on guessing where the logs agree."""
+        """Begin or go on guessing where the logs agree; `next_height` is above `match`."""
         self.state, self.probing = State.PROBE, False
         self.inflight.clear()
-        self.next = max(self.match + 1, next_height)
+        self.next = next_height
         self.check()
 
     def heartbeat_height(self, now: int, patience_ticks: int) -> int:

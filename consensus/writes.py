@@ -42,11 +42,6 @@ class Writes:
         self._hard_state_changed = False
 
     @property
-    def next_seq(self) -> int:
-        """The seq of the batch that will hold what is put now."""
-        return self._next_seq
-
-    @property
     def dirty(self) -> bool:
         return bool(self._entries) or self._truncate_from is not None or self._hard_state_changed
 

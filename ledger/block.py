@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from ledger.encoding import decode_as, encode
+from ledger.encoding import ITEMS_MAX, decode_as, encode
 from ledger.errors import Rejection
 from ledger.finality import NodeId
 from ledger.keys import Hash, Signature, SigningKey, sha256, tag, verify
@@ -51,7 +51,10 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     header: bytes
     signature: Signature
-    transactions: list[bytes]
+    transactions: Annotated[list[bytes], Meta(max_length=ITEMS_MAX)]
+
+
+_stored_wire = msgspec.msgpack.Decoder(_Wire)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,11 @@ def header_of(data: bytes) -> tuple[Header, bytes]:
     """Header and hash of a whole block's bytes, its transactions left undecoded. Raises Rejection."""
     wire = decode_as(_Wire, data, len(data))
     return decode_header(wire.header), block_hash(wire.header)
+
+
+def stored_transactions(data: bytes) -> list[bytes]:
+    """The signed transactions of a block that was checked before it was stored; see `stored_envelope`."""
+    return _stored_wire.decode(data).transactions
 
 
 def decode_header(data: bytes) -> Header:

@@ -58,9 +58,17 @@ class TxResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return encode(self)
 
 
+_stored_result = msgspec.msgpack.Decoder(TxResult)
+
+
 def decode_result(data: bytes) -> TxResult:
     """Parse a result's canonical bytes. Raises Rejection."""
     return decode_as(TxResult, data, RESULT_BYTES_MAX)
+
+
+def stored_result(data: bytes) -> TxResult:
+    """A result as execution stored it: parsed, and not checked again. Raises msgspec.MsgspecError."""
+    return _stored_result.decode(data)
 
 
 class StateView(Protocol):

@@ -6,6 +6,7 @@ disagree on the edge cases, and here a disagreement would be a fork.
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Annotated
 
 from msgspec import Meta
@@ -37,10 +38,19 @@ _ACCOUNT = tag("account")
 
 def sha256(*parts: bytes) -> bytes:
     """SHA-256 of the concatenation."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.digest()
+    return hashlib.sha256(b"".join(parts)).digest()
+
+
+def sha256_after(prefix: bytes) -> Callable[[bytes], bytes]:
+    """SHA-256 of `prefix ‖ data`, as a function of `data`. For what is hashed often: half the cost."""
+    begun = hashlib.sha256(prefix)
+
+    def digest(data: bytes) -> bytes:
+        hasher = begun.copy()
+        hasher.update(data)
+        return hasher.digest()
+
+    return digest
 
 
 def account_id(first_key: bytes) -> bytes:

@@ -18,12 +18,12 @@ and any root or path of any size up to the newest is found in O(log n) reads.
 """
 
 from collections.abc import Sequence
-from hashlib import sha256
 from typing import Protocol
 
 from ledger.errors import MissingNode
+from ledger.keys import sha256, sha256_after
 
-EMPTY_ROOT = sha256(b"").digest()
+EMPTY_ROOT = sha256()
 # Enough for any log that fits the heights we allow (2^53).
 PATH_LENGTH_MAX = 64
 
@@ -38,19 +38,19 @@ class LogNodes(Protocol):
         ...
 
 
-def leaf_hash(data: bytes) -> bytes:
-    return sha256(b"\x00" + data).digest()
+leaf_hash = sha256_after(b"\x00")
+_node_hash = sha256_after(b"\x01")
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
-    return sha256(b"\x01" + left + right).digest()
+    return _node_hash(left + right)
 
 
 def root_of(leaves: Sequence[bytes]) -> bytes:
     """The Merkle tree hash of the leaves' data, in order."""
     if not leaves:
         return EMPTY_ROOT
-    level = [sha256(b"\x00" + leaf).digest() for leaf in leaves]
+    level = [leaf_hash(leaf) for leaf in leaves]
     while len(level) > 1:
         level = _level_above(level)
     return level[0]
@@ -151,7 +151,7 @@ def _left_size(count: int) -> int:
 
 def _level_above(level: list[bytes]) -> list[bytes]:
     """Hash neighbours in pairs; an odd last node moves up as it is, which gives the split of the RFC."""
-    above = [sha256(b"\x01" + left + right).digest() for left, right in zip(level[::2], level[1::2], strict=False)]
+    above = [_node_hash(left + right) for left, right in zip(level[::2], level[1::2], strict=False)]
     if len(level) & 1:
         above.append(level[-1])
     return above

@@ -13,7 +13,8 @@ the whole tree key, another key's leaf found there proves absence.
 
 A page holds four levels: sixteen slots, each empty, a leaf (nothing else lies below it), or the hash of a
 child page. Its key is the path of nibbles from the root, a byte for each. Every page but the first has at
-least two leaves below it; where deletion leaves one, that leaf moves up and the page goes.
+least two leaves below it; where deletion leaves one, that leaf moves up and the page goes. In memory a page
+also keeps the hashes of its four levels, so that a change costs the hashes on its way up and no others.
 
     format 1 (1 byte) ‖ leaf slots (16-bit mask) ‖ child slots (16-bit mask)
     ‖ for each slot in use, ascending: a leaf's tree key and value hash (64 bytes), or a child's hash (32)
@@ -22,38 +23,69 @@ Slot 0 is the lowest bit of a mask. Numbers are big-endian.
 """
 
 from collections.abc import Callable, Mapping
-from hashlib import sha256
-from typing import Annotated, NamedTuple
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
 from ledger.errors import MissingNode, Rejection
-from ledger.keys import Hash, tag
+from ledger.keys import HASH_BYTES, Hash, sha256, sha256_after, tag
 
-EMPTY = bytes(32)
+EMPTY = bytes(HASH_BYTES)
 DEPTH_MAX = 256
 PAGE_FORMAT = 1
 
-_KEY = tag("state-key")
-_LEAF = tag("state-leaf")
-_INNER = tag("state-inner")
 _SLOTS = 16
 _HEADER_BYTES = 5
+_LEAF_BYTES = 2 * HASH_BYTES
 
-ReadPage = Callable[[bytes], bytes | None]
+_key_hash = sha256_after(tag("state-key"))
+_leaf_hash = sha256_after(tag("state-leaf"))
+_inner_hash = sha256_after(tag("state-inner"))
+
+# What stands in a slot, as a page's bytes hold it: nothing, a leaf (tree key and value hash), or a child's hash.
+_Slot = bytes
+# One change: the tree key, and the leaf that shall stand there or nothing.
+_Change = tuple[bytes, _Slot]
 
 
-class _Leaf(NamedTuple):
-    key: bytes
-    value: bytes
-    hash: bytes
+class Page:
+    """One page, never changed once made.
+
+    `nodes` are the hashes of its subtrees as a heap: 1 is the page itself, 2k and 2k + 1 lie below k, the slots
+    are 16 to 31. Bit k of `crowded` says that more than one leaf lies below node k.
+    """
+
+    __slots__ = ("crowded", "nodes", "slots")
+
+    def __init__(self, slots: list[_Slot], nodes: list[bytes], crowded: int) -> None:
+        self.slots: Final = slots
+        self.nodes: Final = nodes
+        self.crowded: Final = crowded
+
+    @property
+    def hash(self) -> bytes:
+        return self.nodes[1]
+
+    def __eq__(self, other: object) -> bool:
+        """The slots say everything; the nodes follow."""
+        return isinstance(other, Page) and self.slots == other.slots
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    def encode(self) -> bytes:
+        leaf_mask = child_mask = 0
+        for number, slot in enumerate(self.slots):
+            if len(slot) == _LEAF_BYTES:
+                leaf_mask |= 1 << number
+            elif slot:
+                child_mask |= 1 << number
+        masks = leaf_mask << 16 | child_mask
+        return PAGE_FORMAT.to_bytes(1, "big") + masks.to_bytes(4, "big") + b"".join(self.slots)
 
 
-# What stands in a slot: nothing, the only leaf below it, or the hash of a child page.
-_Slot = _Leaf | bytes | None
-# One change: the tree key, and the leaf that shall stand there or None.
-_Change = tuple[bytes, _Leaf | None]
+ReadPage = Callable[[bytes], Page | None]
 
 
 class OtherLeaf(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,18 +104,38 @@ class StateProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def tree_key(key: str) -> bytes:
     """The 32 bytes whose bits are the key's place in the tree."""
-    return sha256(_KEY + key.encode("utf-8")).digest()
+    return _key_hash(key.encode("utf-8"))
+
+
+def decode_page(data: bytes) -> Page:
+    """Raises Rejection("bad_page") unless `data` is exactly what `Page.encode` gives for some slots."""
+    if len(data) <= _HEADER_BYTES or data[0] != PAGE_FORMAT:
+        raise Rejection("bad_page", "not a state page of a known format")
+    leaf_mask, child_mask = data[1] << 8 | data[2], data[3] << 8 | data[4]
+    expected = _HEADER_BYTES + _LEAF_BYTES * leaf_mask.bit_count() + HASH_BYTES * child_mask.bit_count()
+    if leaf_mask & child_mask or len(data) != expected:
+        raise Rejection("bad_page", "masks and length of a state page disagree")
+    slots = _NO_PAGE.slots.copy()
+    offset = _HEADER_BYTES
+    used = leaf_mask | child_mask
+    while used:
+        bit = used & -used
+        end = offset + (_LEAF_BYTES if leaf_mask & bit else HASH_BYTES)
+        slots[bit.bit_length() - 1] = data[offset:end]
+        offset = end
+        used ^= bit
+    return _page(_NO_PAGE, slots, [number for number, slot in enumerate(slots) if slot])
 
 
 def root(read_page: ReadPage) -> bytes:
     """The root of the stored tree; EMPTY where nothing is stored."""
-    data = read_page(b"")
-    return EMPTY if data is None else _fold(_decode_page(data))
+    page = read_page(b"")
+    return EMPTY if page is None else page.hash
 
 
-def update(read_page: ReadPage, changes: Mapping[str, bytes | None]) -> tuple[bytes, dict[bytes, bytes | None]]:
+def update(read_page: ReadPage, changes: Mapping[str, bytes | None]) -> tuple[bytes, dict[bytes, Page | None]]:
     """Put values at, or with None delete, state keys. Returns the new root, and what changes among the pages:
-    bytes to put, None to delete.
+    the page to put, None to delete.
 
     One pass for the whole batch: a page above several changed keys is read, hashed and written once. A page
     that comes out as it went in is not returned. Raises MissingNode, or Rejection("bad_page").
@@ -91,33 +143,33 @@ def update(read_page: ReadPage, changes: Mapping[str, bytes | None]) -> tuple[by
     ordered: list[_Change] = []
     for key, value in changes.items():
         place = tree_key(key)
-        ordered.append((place, None if value is None else _leaf(place, sha256(value).digest())))
-    ordered.sort(key=_place)
-    pages: dict[bytes, bytes | None] = {}
-    slots, before = _read(read_page, b"")
-    _change(read_page, b"", slots, ordered, pages)
-    if any(slot is not None for slot in slots):
-        after = _encode_page(slots)
-        if after != before:
-            pages[b""] = after
-    elif before is not None:
-        pages[b""] = None
-    return _fold(slots), pages
+        ordered.append((place, b"" if value is None else place + sha256(value)))
+    ordered.sort()
+    pages: dict[bytes, Page | None] = {}
+    before = read_page(b"")
+    after = _changed(read_page, b"", before or _NO_PAGE, ordered, pages)
+    if not any(after.slots):
+        after = _NO_PAGE
+        if before is not None:
+            pages[b""] = None
+    elif after is not before:
+        pages[b""] = after
+    return after.hash, pages
 
 
 def prove(read_page: ReadPage, key: str) -> StateProof:
     """The proof of what the stored tree holds at `key`, its value or nothing. Raises as `update`."""
     place = tree_key(key)
     siblings: list[bytes] = []
+    page = read_page(b"") or _NO_PAGE
     for depth in range(DEPTH_MAX // 4):
-        path = _nibbles(place, depth)
-        slots, before = _read(read_page, path)
-        if before is None and depth:
-            raise MissingNode(f"state page {path.hex()}")
-        terminal = _descend(slots, _nibble(place, depth), siblings)
-        if not isinstance(terminal, bytes):
-            other = None if terminal is None or terminal.key == place else OtherLeaf(terminal.key, terminal.value)
+        terminal = _descend(page, _nibble(place, depth), siblings)
+        if len(terminal) != HASH_BYTES:
+            other = None
+            if terminal and terminal[:HASH_BYTES] != place:
+                other = OtherLeaf(terminal[:HASH_BYTES], terminal[HASH_BYTES:])
             return StateProof(other=other, siblings=siblings)
+        page = _child(read_page, _nibbles(place, depth + 1), terminal)
     raise MissingNode(f"state pages end below {place.hex()}")
 
 
@@ -131,133 +183,143 @@ def verify_proof(state_root: bytes, key: str, value: bytes | None, proof: StateP
     if value is not None:
         if other is not None:
             return False
-        digest = _leaf(place, sha256(value).digest()).hash
+        digest = _leaf_hash(place + sha256(value))
     elif other is None:
         digest = EMPTY
     else:
         # That it lies on this key's way is shown by folding along this key's bits.
         if other.key_hash == place:
             return False
-        digest = _leaf(other.key_hash, other.value_hash).hash
+        digest = _leaf_hash(other.key_hash + other.value_hash)
     bits = int.from_bytes(place, "big")
     for level in range(depth - 1, -1, -1):
         sibling = proof.siblings[level]
         if bits >> (DEPTH_MAX - 1 - level) & 1:
-            digest = sha256(_INNER + sibling + digest).digest()
+            digest = _inner_hash(sibling + digest)
         else:
-            digest = sha256(_INNER + digest + sibling).digest()
+            digest = _inner_hash(digest + sibling)
     return digest == state_root
 
 
-def _change(
+def _changed(
     read_page: ReadPage,
     path: bytes,
-    slots: list[_Slot],
+    page: Page,
     changes: list[_Change],
-    pages: dict[bytes, bytes | None],
-) -> None:
-    """Apply ascending changes, all below the page at `path`, to its slots and to the pages below it."""
+    pages: dict[bytes, Page | None],
+) -> Page:
+    """The page at `path` after ascending changes, all below it; what changes below it goes into `pages`."""
     depth = len(path)
     half, shift = depth >> 1, 0 if depth & 1 else 4
+    slots = page.slots.copy()
+    touched: list[int] = []
     start, end = 0, len(changes)
     while start < end:
-        nibble = changes[start][0][half] >> shift & 15
+        number = changes[start][0][half] >> shift & 15
         stop = start + 1
-        while stop < end and changes[stop][0][half] >> shift & 15 == nibble:
+        while stop < end and changes[stop][0][half] >> shift & 15 == number:
             stop += 1
-        slot = slots[nibble]
-        below = path + bytes((nibble,))
-        if isinstance(slot, bytes):
-            child, before = _read(read_page, below)
-            if before is None:
-                raise MissingNode(f"state page {below.hex()}")
-            slots[nibble] = _settle(read_page, below, child, changes[start:stop], pages, before)
-        else:
-            leaves = _merge(slot, changes[start:stop])
+        before = slots[number]
+        if len(before) == HASH_BYTES:
+            below = path + bytes((number,))
+            child = _child(read_page, below, before)
+            after = _settled(read_page, below, child, changes[start:stop], pages)
+        elif before or stop - start > 1:
+            leaves = _merge(before, changes[start:stop])
             if len(leaves) > 1:
-                slots[nibble] = _settle(read_page, below, [None] * _SLOTS, leaves, pages, None)
+                after = _settled(read_page, path + bytes((number,)), _NO_PAGE, leaves, pages)
             else:
-                slots[nibble] = leaves[0][1] if leaves else None
+                after = leaves[0][1] if leaves else b""
+        else:
+            after = changes[start][1]
+        if after != before:
+            slots[number] = after
+            touched.append(number)
         start = stop
+    return _page(page, slots, touched) if touched else page
 
 
-def _settle(
-    read_page: ReadPage,
-    path: bytes,
-    slots: list[_Slot],
-    changes: list[_Change],
-    pages: dict[bytes, bytes | None],
-    before: bytes | None,
+def _child(read_page: ReadPage, path: bytes, digest: bytes) -> Page:
+    """The page at `path`, which is the one that its parent names by its hash."""
+    child = read_page(path)
+    if child is None:
+        raise MissingNode(f"state page {path.hex()}")
+    if child.hash != digest:
+        raise Rejection("bad_page", f"state page {path.hex()} is not the one that its parent names")
+    return child
+
+
+def _settled(
+    read_page: ReadPage, path: bytes, page: Page, changes: list[_Change], pages: dict[bytes, Page | None]
 ) -> _Slot:
     """Change a page below the first; answer with what its parent's slot becomes."""
-    _change(read_page, path, slots, changes, pages)
-    used = [slot for slot in slots if slot is not None]
-    if not used or (len(used) == 1 and not isinstance(used[0], bytes)):
+    changed = _changed(read_page, path, page, changes, pages)
+    if not changed.crowded >> 1 & 1:
+        # One leaf is left, or none: it moves up, and the page goes.
         pages[path] = None
-        return used[0] if used else None
-    after = _encode_page(slots)
-    if after != before:
-        pages[path] = after
-    return _fold(slots)
+        return b"".join(changed.slots)
+    if changed is not page:
+        pages[path] = changed
+    return changed.hash
 
 
-def _merge(present: _Leaf | None, changes: list[_Change]) -> list[_Change]:
+def _merge(present: _Slot, changes: list[_Change]) -> list[_Change]:
     """The leaves that stand below a slot without a page, once changed; ascending."""
-    leaves = [change for change in changes if change[1] is not None]
-    if present is not None and all(place != present.key for place, _ in changes):
-        leaves.append((present.key, present))
-        leaves.sort(key=_place)
+    leaves = [change for change in changes if change[1]]
+    key = present[:HASH_BYTES]
+    if present and all(place != key for place, _ in changes):
+        leaves.append((key, present))
+        leaves.sort()
     return leaves
 
 
-def _place(change: _Change) -> bytes:
-    return change[0]
-
-
-def _fold(slots: list[_Slot]) -> bytes:
-    """The hash of a page: its sixteen slots, folded up four levels."""
-    return _levels(slots)[-1][0][0]
-
-
-def _levels(slots: list[_Slot]) -> list[tuple[list[bytes], list[bool]]]:
-    """A page's subtrees, slots first, root last: their hashes, and whether each has at most one leaf."""
-    hashes = [EMPTY if slot is None else slot if isinstance(slot, bytes) else slot.hash for slot in slots]
-    single = [not isinstance(slot, bytes) for slot in slots]
-    levels = [(hashes, single)]
-    while len(hashes) > 1:
-        above, single_above = [], []
-        for left in range(0, len(hashes), 2):
-            a, b = hashes[left], hashes[left + 1]
+def _page(before: Page, slots: list[_Slot], touched: list[int]) -> Page:
+    """The page with these slots, of which those `touched`, ascending, differ from `before`."""
+    nodes, crowded = before.nodes.copy(), before.crowded
+    level = []
+    for number in touched:
+        node, slot = _SLOTS + number, slots[number]
+        level.append(node)
+        if len(slot) == HASH_BYTES:
+            nodes[node] = slot
+            crowded |= 1 << node
+        else:
+            nodes[node] = _leaf_hash(slot) if slot else EMPTY
+            crowded &= ~(1 << node)
+    while level[0] > 1:
+        above: list[int] = []
+        for child in level:
+            node = child >> 1
+            if above and above[-1] == node:
+                continue
+            above.append(node)
+            left, right = nodes[2 * node], nodes[2 * node + 1]
+            many = crowded >> 2 * node & 3
             # EMPTY is compared by identity: the only one that arises in here, and cheaper.
-            if a is EMPTY and single[left + 1]:
-                above.append(b)
-                single_above.append(True)
-            elif b is EMPTY and single[left]:
-                above.append(a)
-                single_above.append(True)
+            if left is EMPTY and many < 2:
+                nodes[node] = right
+                crowded &= ~(1 << node)
+            elif right is EMPTY and not many & 1:
+                nodes[node] = left
+                crowded &= ~(1 << node)
             else:
-                above.append(sha256(_INNER + a + b).digest())
-                single_above.append(False)
-        hashes, single = above, single_above
-        levels.append((hashes, single))
-    return levels
+                nodes[node] = _inner_hash(left + right)
+                crowded |= 1 << node
+        level = above
+    return Page(slots, nodes, crowded)
 
 
-def _descend(slots: list[_Slot], nibble: int, siblings: list[bytes]) -> _Slot:
-    """Walk the four levels of a page towards `nibble`, adding siblings; answer with what the walk ends at."""
-    levels = _levels(slots)
-    for level in range(4, 0, -1):
-        position = nibble >> level
-        if levels[level][1][position]:
-            width = 1 << level
-            inside = slots[position * width : (position + 1) * width]
-            return next((slot for slot in inside if slot is not None), None)
-        siblings.append(levels[level - 1][0][(nibble >> level - 1) ^ 1])
-    return slots[nibble]
-
-
-def _leaf(place: bytes, value_hash: bytes) -> _Leaf:
-    return _Leaf(place, value_hash, sha256(_LEAF + place + value_hash).digest())
+def _descend(page: Page, number: int, siblings: list[bytes]) -> _Slot:
+    """Walk the four levels of a page towards a slot, adding siblings; answer with what the walk ends at."""
+    node, nodes = 1, page.nodes
+    for level in (3, 2, 1, 0):
+        if not page.crowded >> node & 1:
+            # At most one leaf lies below: all that its slots hold together.
+            first = (node << level + 1) - _SLOTS
+            return b"".join(page.slots[first : first + (2 << level)])
+        node = 2 * node + (number >> level & 1)
+        siblings.append(nodes[node ^ 1])
+    return page.slots[number]
 
 
 def _nibble(place: bytes, depth: int) -> int:
@@ -268,46 +330,4 @@ def _nibbles(place: bytes, count: int) -> bytes:
     return bytes(_nibble(place, depth) for depth in range(count))
 
 
-def _read(read_page: ReadPage, path: bytes) -> tuple[list[_Slot], bytes | None]:
-    data = read_page(path)
-    return ([None] * _SLOTS if data is None else _decode_page(data)), data
-
-
-def _encode_page(slots: list[_Slot]) -> bytes:
-    leaf_mask = child_mask = 0
-    parts = [b""]
-    for number, slot in enumerate(slots):
-        if slot is None:
-            continue
-        if isinstance(slot, bytes):
-            child_mask |= 1 << number
-            parts.append(slot)
-        else:
-            leaf_mask |= 1 << number
-            parts.append(slot.key)
-            parts.append(slot.value)
-    parts[0] = bytes((PAGE_FORMAT, leaf_mask >> 8, leaf_mask & 255, child_mask >> 8, child_mask & 255))
-    return b"".join(parts)
-
-
-def _decode_page(data: bytes) -> list[_Slot]:
-    """Raises Rejection("bad_page") unless `data` is exactly what `_encode_page` gives for some slots."""
-    if len(data) <= _HEADER_BYTES or data[0] != PAGE_FORMAT:
-        raise Rejection("bad_page", "not a state page of a known format")
-    leaf_mask, child_mask = data[1] << 8 | data[2], data[3] << 8 | data[4]
-    expected = _HEADER_BYTES + 64 * leaf_mask.bit_count() + 32 * child_mask.bit_count()
-    if leaf_mask & child_mask or len(data) != expected:
-        raise Rejection("bad_page", "masks and length of a state page disagree")
-    slots: list[_Slot] = [None] * _SLOTS
-    offset = _HEADER_BYTES
-    used = leaf_mask | child_mask
-    while used:
-        bit = used & -used
-        if leaf_mask & bit:
-            slots[bit.bit_length() - 1] = _leaf(data[offset : offset + 32], data[offset + 32 : offset + 64])
-            offset += 64
-        else:
-            slots[bit.bit_length() - 1] = data[offset : offset + 32]
-            offset += 32
-        used ^= bit
-    return slots
+_NO_PAGE = Page([b""] * _SLOTS, [EMPTY] * (2 * _SLOTS), 0)

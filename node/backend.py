@@ -1,10 +1,10 @@
 """What the provider port asks of the node, answered from the pool, the store and the core."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 from consensus.core import RaftCore
-from ledger.block import decode_block
+from ledger.block import decode_block, stored_transactions
 from ledger.contracts import identity
 from ledger.contracts.context import read_as
 from ledger.contracts.records import Record, Subject, record_path, subject_path
@@ -13,7 +13,17 @@ from ledger.genesis import Genesis
 from ledger.request import ReadRequest
 from network.port import PeerStatus, SharedTransaction
 from node.admission import Admission
-from node.http_types import Evidence, Head, Heights, Member, NetworkView, StoredBlock, Submission, TxStatus
+from node.http_types import (
+    Evidence,
+    ExecutedBlock,
+    Head,
+    Heights,
+    Member,
+    NetworkView,
+    StoredBlock,
+    Submission,
+    TxStatus,
+)
 from node.inspector import BLOCK_OVERHEAD_BYTES
 from node.metrics import Metrics
 from node.pool import Pool
@@ -23,7 +33,10 @@ from storage.store import Store
 
 
 class NodeBackend:
-    """The http_types.Backend of a running node. `share` gossips what clients submitted; `admitted` tells the node."""
+    """The http_types.Backend of a running node.
+
+    `share` gossips what clients submitted; `admitted` tells the node; `executed` waits until a height is executed.
+    """
 
     def __init__(
         self,
@@ -40,6 +53,7 @@ class NodeBackend:
         peers: Callable[[], dict[str, PeerStatus]],
         share: Callable[[Sequence[SharedTransaction]], None],
         admitted: Callable[[], None],
+        executed: Callable[[int], Awaitable[None]],
     ) -> None:
         self.genesis = genesis
         self.chain_id = genesis.chain_id()
@@ -54,6 +68,7 @@ class NodeBackend:
         self._peers = peers
         self._share = share
         self._admitted = admitted
+        self._executed = executed
         self._bytes_max = genesis.parameters.block_bytes_max + BLOCK_OVERHEAD_BYTES
 
     def now_ms(self) -> int:
@@ -107,6 +122,15 @@ class NodeBackend:
             decode_block(self._store.block_data(height), self._bytes_max),
             None if certificate is None else certificate.encode(),
         )
+
+    def executed_block(self, height: int) -> ExecutedBlock:
+        store = self._store
+        return ExecutedBlock(
+            store.roots(height).time_ms, stored_transactions(store.block_data(height)), store.encoded_results(height)
+        )
+
+    async def executed(self, height: int) -> None:
+        await self._executed(height)
 
     def state(self, key: str) -> bytes | None:
         return self._store.get(key)

@@ -67,9 +67,14 @@ class Executor:
     async def executed(self, height: int) -> None:
         """Return once `height` is executed here."""
         if self._store.executed_height < height:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._reached.append((height, future))
-            await future
+            waiter = (height, asyncio.get_running_loop().create_future())
+            self._reached.append(waiter)
+            try:
+                await waiter[1]
+            except asyncio.CancelledError:
+                # Already gone if the block was executed in this very turn of the loop.
+                self._reached = [item for item in self._reached if item is not waiter]
+                raise
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:

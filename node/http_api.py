@@ -1,4 +1,4 @@
-"""The provider port: HTTP for this hospital's own programs. ENDPOINTS below is the whole of it.
+"""The provider port: HTTP for this hospital's own programs. The table in node/endpoints.py is the whole of it.
 
 Bounds, and what happens at each:
 
@@ -17,8 +17,8 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 import structlog
@@ -27,13 +27,18 @@ from aiohttp.typedefs import Handler
 
 from ledger.encoding import decode, encode
 from ledger.errors import Rejection
-from ledger.keys import HASH_BYTES
+from ledger.events import EventId, Filter, end_of, parse_event_id
 from node.auth import require_member
 from node.config import ProviderSection
+from node.endpoints import ENDPOINTS, JSON, MSGPACK, OCTETS, Endpoint
+from node.events import EventStreams
 from node.http_types import (
     Backend,
+    BlockQuery,
     BlocksAnswer,
     BlocksQuery,
+    BodyQuery,
+    EventsQuery,
     Health,
     Item,
     NoQuery,
@@ -46,6 +51,7 @@ from node.http_types import (
     SubmitAnswer,
     SubmitQuery,
     Submitted,
+    TransactionQuery,
     TransactionResult,
     Wait,
     json_view,
@@ -53,9 +59,8 @@ from node.http_types import (
 from node.http_views import block_view, receipt_view, record_view, state_proof_view, status_view
 from node.logs import fault_fields
 from node.metrics import CONTENT_TYPE as METRICS_TYPE
-from node.problems import problem, problem_of
-
-JSON, MSGPACK, OCTETS = "application/json", "application/msgpack", "application/octet-stream"
+from node.openapi import describe
+from node.problems import COMMON_HEADERS, problem, problem_of
 
 BODY_S = 30.0
 DRAIN_S = 5.0
@@ -67,10 +72,9 @@ STATE_VALUE_BYTES_MAX = 64 * 1024
 # Between batches of this many transactions others have the loop: consensus cannot wait for 1,000 signatures.
 SUBMIT_BATCH = 16
 
-STATE_CONTRACT = re.compile(r"[a-z]{1,32}")
-STATE_KEY = re.compile(r"[a-z0-9][a-z0-9/-]{0,199}")
 # None is what turns it off, whatever the library's annotation says.
 NO_ACCESS_LOG: dict[str, Any] = {"access_log": None}
+PROVEN = frozenset({"1", "true"})
 # Contracts whose state is linked to subjects.
 SIGNED_CONTRACTS = frozenset({"records"})
 
@@ -80,33 +84,6 @@ _SUBMISSION_DECODERS: dict[str, Callable[[bytes], Submitted]] = {
     MSGPACK: msgspec.msgpack.Decoder(Submitted).decode,
     JSON: msgspec.json.Decoder(Submitted).decode,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One row of the port: the method and path, what its query parses as, and what answers it."""
-
-    method: Literal["GET", "POST"]
-    path: str
-    query: type[msgspec.Struct]
-    handler: str
-
-
-ENDPOINTS = (
-    Endpoint("POST", "/v1/transactions", SubmitQuery, "submit"),
-    Endpoint("GET", "/v1/transactions/{id}", NoQuery, "transaction"),
-    Endpoint("GET", "/v1/transactions/{id}/receipt", NoQuery, "receipt"),
-    Endpoint("GET", "/v1/blocks", BlocksQuery, "blocks"),
-    Endpoint("GET", "/v1/blocks/{height}", NoQuery, "block"),
-    Endpoint("GET", "/v1/state/{contract}/{key:.+}", StateQuery, "state"),
-    Endpoint("GET", "/v1/bodies/{commitment}", NoQuery, "body"),
-    Endpoint("GET", "/v1/records", RecordsQuery, "records"),
-    Endpoint("GET", "/v1/network", NoQuery, "network"),
-    Endpoint("GET", "/v1/genesis", NoQuery, "genesis"),
-    Endpoint("GET", "/healthz", NoQuery, "healthz"),
-    Endpoint("GET", "/readyz", NoQuery, "readyz"),
-    Endpoint("GET", "/metrics", NoQuery, "metrics"),
-)
 
 
 @asynccontextmanager
@@ -152,6 +129,7 @@ class _Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("part of an answer is sent already")
         response = problem("internal" if status >= 500 else "bad_request", "this is not a valid HTTP request")
+        response.headers.update(COMMON_HEADERS)
         response.force_close()
         return response
 
@@ -160,18 +138,21 @@ def make_app(backend: Backend, settings: ProviderSection) -> web.Application:
     """The application behind the port, for `provider_port` and for tests."""
     api = ProviderApi(backend, settings)
     app = web.Application(middlewares=[api.answer], client_max_size=settings.request_bytes_max)
+    app.on_shutdown.append(api.stop_streams)
     for endpoint in ENDPOINTS:
         app.router.add_route(endpoint.method, endpoint.path, _parsed(endpoint, getattr(api, endpoint.handler)))
     return app
 
 
 def _parsed(endpoint: Endpoint, handler: Callable[[web.Request, Any], Awaitable[web.StreamResponse]]) -> Handler:
-    """The handler with its query parsed, and no body where none belongs."""
+    """The handler with its parameters parsed, and no body where none belongs."""
+    fields = msgspec.structs.fields(endpoint.parameters)
+    whole = frozenset(field.encode_name for field in fields if _is_int(field.type))
 
     async def run(request: web.Request) -> web.StreamResponse:
         if endpoint.method == "GET" and request.can_read_body:
             raise Rejection("bad_request", "a GET has no body here")
-        return await handler(request, _query(endpoint.query, request))
+        return await handler(request, _parameters(endpoint.parameters, whole, request))
 
     return run
 
@@ -182,6 +163,8 @@ class ProviderApi:
     def __init__(self, backend: Backend, settings: ProviderSection) -> None:
         self._backend = backend
         self._settings = settings
+        self._description = msgspec.json.encode(describe(ENDPOINTS))
+        self._events = EventStreams(backend)
         self._upload_bytes = 0
         self._waiting = 0
 
@@ -190,14 +173,19 @@ class ProviderApi:
         """Every answer leaves through here: errors become problems, requests are counted and timed."""
         started = time.perf_counter()
         response = await self._outcome(request, handler)
-        response.headers["Cache-Control"] = "no-store"
-        response.headers["X-Content-Type-Options"] = "nosniff"
         resource = request.match_info.route.resource
         endpoint = resource.canonical if resource is not None else "none"
         metrics = self._backend.metrics
         metrics.http_requests.labels(endpoint, str(response.status)).inc()
-        metrics.http_seconds.observe(time.perf_counter() - started)
+        # Of a stream the head is sent already, and its duration says only how patient the reader was.
+        if not response.prepared:
+            response.headers.update(COMMON_HEADERS)
+            metrics.http_seconds.observe(time.perf_counter() - started)
         return response
+
+    async def stop_streams(self, app: web.Application) -> None:
+        """Open requests have time to finish when the port closes; streams would use all of it."""
+        self._events.stop()
 
     async def _outcome(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -233,20 +221,17 @@ class ProviderApi:
                 tasks = [group.create_task(self._result(each, query.wait)) for each in submissions]
         return _json(SubmitAnswer(results=[task.result() for task in tasks]))
 
-    async def transaction(self, request: web.Request, query: NoQuery) -> web.Response:
-        tx_id = _hash_in_path(request, "id")
+    async def transaction(self, request: web.Request, query: TransactionQuery) -> web.Response:
+        tx_id = bytes.fromhex(query.id)
         return _json(status_view(tx_id, self._backend.status(tx_id)))
 
-    async def receipt(self, request: web.Request, query: NoQuery) -> web.Response:
-        tx_id = _hash_in_path(request, "id")
+    async def receipt(self, request: web.Request, query: TransactionQuery) -> web.Response:
+        tx_id = bytes.fromhex(query.id)
         receipt = self._backend.receipt(tx_id)
         return _json(receipt_view(tx_id, receipt)) if _wants(request, MSGPACK) == JSON else _msgpack(receipt)
 
-    async def block(self, request: web.Request, query: NoQuery) -> web.Response:
-        height = request.match_info["height"]
-        if not re.fullmatch(r"[0-9]{1,16}", height):
-            raise Rejection("bad_request", "a height is a number")
-        stored = self._backend.block(int(height)) if int(height) > 0 else None
+    async def block(self, request: web.Request, query: BlockQuery) -> web.Response:
+        stored = self._backend.block(query.height) if query.height > 0 else None
         if stored is None:
             raise Rejection("not_found", "no committed block at this height; genesis is at /v1/genesis")
         return _msgpack(stored.block.data) if _wants(request, JSON) == MSGPACK else _json(block_view(stored))
@@ -269,12 +254,10 @@ class ProviderApi:
         return _json(BlocksAnswer(blocks=[block_view(each) for each in found], next=following))
 
     async def state(self, request: web.Request, query: StateQuery) -> web.Response:
-        contract, key = request.match_info["contract"], request.match_info["key"]
-        if not STATE_CONTRACT.fullmatch(contract) or not STATE_KEY.fullmatch(key):
-            raise Rejection("bad_request", "a state key is lowercase letters, digits, dashes and slashes")
+        contract, key = query.contract, query.key
         if contract in SIGNED_CONTRACTS:
             require_member(request, self._backend)
-        if query.proof:
+        if query.proof in PROVEN:
             answer = self._backend.state_answer(f"{contract}/{key}")
             wanted = _wants(request, MSGPACK)
             return _json(state_proof_view(contract, key, answer)) if wanted == JSON else _msgpack(answer)
@@ -285,10 +268,9 @@ class ProviderApi:
         view = json_view(decode(value, STATE_VALUE_BYTES_MAX))
         return _json(StateView(contract=contract, key=key, height=height, value=view))
 
-    async def body(self, request: web.Request, query: NoQuery) -> web.Response:
-        commitment = _hash_in_path(request, "commitment")
+    async def body(self, request: web.Request, query: BodyQuery) -> web.Response:
         require_member(request, self._backend)
-        body = self._backend.body(commitment)
+        body = self._backend.body(bytes.fromhex(query.commitment))
         if body is None:
             raise Rejection("not_found", "this node holds no such body")
         return web.Response(body=body, content_type=OCTETS)
@@ -302,6 +284,19 @@ class ProviderApi:
         more = bool(views) and views[-1].previous is not None
         return _json(RecordsAnswer(records=views, next=views[-1].record if more else None))
 
+    async def events(self, request: web.Request, query: EventsQuery) -> web.StreamResponse:
+        backend = self._backend
+        member = require_member(request, backend) if query.subject is not None else None
+        wanted = Filter(
+            contract=query.contract,
+            subject=bytes.fromhex(query.subject) if query.subject is not None else None,
+            member=bytes.fromhex(query.member) if query.member is not None else None,
+        )
+        after = _last_event_id(request) or end_of(query.from_ - 1 if query.from_ else backend.heights().executed)
+        return await self._events.serve(
+            request, after, wanted, check=lambda: backend.check_reader(member) if member is not None else None
+        )
+
     async def network(self, request: web.Request, query: NoQuery) -> web.Response:
         return _json(self._backend.network())
 
@@ -310,6 +305,9 @@ class ProviderApi:
         if _wants(request, JSON) == MSGPACK:
             return _msgpack(genesis.encode())
         return web.Response(text=genesis.to_json(), content_type=JSON)
+
+    async def openapi(self, request: web.Request, query: NoQuery) -> web.Response:
+        return web.Response(body=self._description, content_type=JSON)
 
     async def healthz(self, request: web.Request, query: NoQuery) -> web.Response:
         return _json(Health(status="ok"))
@@ -383,14 +381,27 @@ class ProviderApi:
             raise Rejection("request_timeout", f"the body took longer than {BODY_S:.0f} s") from None
 
 
-def _query(shape: type[msgspec.Struct], request: web.Request) -> msgspec.Struct:
-    """The typed query, or Rejection("bad_request"): unknown and repeated parameters are refused too."""
-    if len(set(request.query)) != len(request.query):
+def _parameters(shape: type[msgspec.Struct], whole: frozenset[str], request: web.Request) -> msgspec.Struct:
+    """Path and query as one typed value, or Rejection("bad_request"): unknown and repeated ones are refused too.
+
+    `whole` are those that are integers: digits alone, where the library would also take 1e3.
+    """
+    query, path = request.query, request.match_info
+    if len(set(query)) != len(query) or not path.keys().isdisjoint(query):
         raise Rejection("bad_request", "a parameter is given twice")
+    given = {**query, **path}
+    if not all(re.fullmatch(r"-?[0-9]{1,20}", given[name]) for name in whole & given.keys()):
+        raise Rejection("bad_request", "a number is digits alone")
     try:
-        return msgspec.convert(dict(request.query), shape, strict=False)
+        return msgspec.convert(given, shape, strict=False)
     except msgspec.ValidationError as error:
-        raise Rejection("bad_request", f"query: {_without_echo(error)}") from None
+        raise Rejection("bad_request", f"parameters: {_without_echo(error)}") from None
+
+
+def _is_int(kind: Any) -> bool:
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is_int(each) for each in get_args(kind))
+    return get_origin(kind) is Annotated and get_args(kind)[0] is int
 
 
 def _decode_submission(request: web.Request, data: bytes) -> Submitted:
@@ -409,11 +420,12 @@ def _without_echo(error: Exception) -> str:
     return re.sub(r"Invalid enum value .*", "Not one of the values allowed", text, flags=re.DOTALL)
 
 
-def _hash_in_path(request: web.Request, name: str) -> bytes:
-    text = request.match_info[name]
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise Rejection("bad_request", f"{name} is {HASH_BYTES} bytes in lowercase hex")
-    return bytes.fromhex(text)
+def _last_event_id(request: web.Request) -> EventId | None:
+    """Where a reader that comes back goes on."""
+    values = request.headers.getall("Last-Event-ID", [])
+    if len(values) > 1:
+        raise Rejection("bad_request", "more than one Last-Event-ID header")
+    return parse_event_id(values[0]) if values else None
 
 
 def _wants(request: web.Request, default: str) -> str:

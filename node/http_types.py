@@ -25,13 +25,28 @@ BLOCKS_MAX = 100
 RECORDS_MAX = 100
 HEX_BYTES_MAX = 64
 
+# Where /openapi.json keeps the schemas, by name.
+SCHEMAS = "#/components/schemas/"
+
 # The lengths also refuse a trailing newline, which "$" lets through.
 Hex32 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64, description="32 bytes in hex")]
 Hex64 = Annotated[str, Meta(pattern="^[0-9a-f]{128}$", max_length=128, description="64 bytes in hex")]
 Height = Annotated[int, Meta(ge=0, le=2**53)]
+Base64 = Annotated[bytes, Meta(description="Base64 in JSON; bytes in MessagePack.")]
+# `json_view` of what the ledger holds; `json_types.json_type` gives the schema that each of these names.
+EnvelopeView = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "transaction.Envelope"})]
+CertificateView = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "finality.Certificate"})]
+ReceiptContent = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "receipt.Receipt"})]
+StateAnswerContent = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "receipt.StateAnswer"})]
+BodyReferenceView = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "context.BodyReference"})]
+StateValue = Annotated[Any, Meta(extra_json_schema={"$ref": SCHEMAS + "StateValue"})]
 
 Status = Literal["unknown", "pending", "committed", "sealed", "dropped"]
 Wait = Literal["accepted", "committed", "sealed"]
+Flag = Literal["0", "1", "false", "true"]
+Contract = Literal["identity", "records"]
+CutReason = Literal["internal", "not_allowed", "stopping", "too_many", "too_slow"]
+EventIdText = Annotated[str, Meta(description="height.index.action; the height alone is the end of the block")]
 Role = Literal["follower", "pre_candidate", "candidate", "leader"]
 
 
@@ -64,6 +79,14 @@ class StoredBlock:
 
     block: Block
     certificate: bytes | None
+
+
+class ExecutedBlock(NamedTuple):
+    """An executed block as it is stored: its time, its signed transactions and their results, in block order."""
+
+    time_ms: int
+    transactions: list[bytes]
+    results: list[bytes]
 
 
 class Heights(msgspec.Struct, frozen=True):
@@ -100,7 +123,7 @@ class Evidence(msgspec.Struct, frozen=True):
 
     kind: str
     node: NodeId
-    proof: bytes
+    proof: Base64
 
 
 class NetworkView(msgspec.Struct, frozen=True):
@@ -157,6 +180,14 @@ class Backend(Protocol):
         """The committed block at `height` >= 1, or None above the executed height."""
         ...
 
+    def executed_block(self, height: int) -> ExecutedBlock:
+        """The block at `height`, from 1 to the executed one."""
+        ...
+
+    async def executed(self, height: int) -> None:
+        """Return once `height` is executed here."""
+        ...
+
     def state(self, key: str) -> bytes | None:
         """The canonical value at the executed height."""
         ...
@@ -187,30 +218,65 @@ class Backend(Protocol):
 class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One signed transaction and the bodies it names, in order. The ledger checks sizes and contents."""
 
-    envelope: bytes
-    bodies: Annotated[list[bytes], Meta(max_length=BODIES_MAX)] = []
+    envelope: Base64
+    bodies: Annotated[list[Base64], Meta(max_length=BODIES_MAX)] = []
 
 
 Submitted = Item | Annotated[list[Item], Meta(min_length=1, max_length=ITEMS_MAX)]
 
+# The parameters of each path, those in its template and those in its query alike.
+
 
 class SubmitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    wait: Wait = "accepted"
+    wait: Annotated[Wait, Meta(description="What the answer waits for, at most `provider.wait_ms_max`.")] = "accepted"
+
+
+class TransactionQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: Annotated[Hex32, Meta(description="The transaction's id.")]
+
+
+class BlockQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    height: Annotated[Height, Meta(description="From 1; genesis, at 0, has a path of its own.")]
 
 
 class BlocksQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    from_: Annotated[int, Meta(ge=1, le=2**53)] = msgspec.field(name="from", default=1)
-    limit: Annotated[int, Meta(ge=1, le=BLOCKS_MAX)] = 20
+    from_: Annotated[int, Meta(ge=1, le=2**53, description="The first height.")] = msgspec.field(
+        name="from", default=1
+    )
+    limit: Annotated[int, Meta(ge=1, le=BLOCKS_MAX, description="At most so many blocks.")] = 20
 
 
 class StateQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    proof: bool = False
+    contract: Annotated[str, Meta(pattern=r"^[a-z]{1,32}\Z", description="`records` needs a signed request.")]
+    key: Annotated[
+        str,
+        Meta(
+            pattern=r"^[a-z0-9][a-z0-9/-]{0,199}\Z",
+            description="The contract's own path. Its slashes may stand as they are, or percent-encoded.",
+        ),
+    ]
+    proof: Annotated[Flag, Meta(description="Whether to prove the value, or its absence, at the sealed height.")] = (
+        "0"
+    )
+
+
+class BodyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    commitment: Annotated[Hex32, Meta(description="The commitment of a body, from a transaction or record.")]
 
 
 class RecordsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    subject: Hex32
-    before: Hex32 | None = None
-    limit: Annotated[int, Meta(ge=1, le=RECORDS_MAX)] = 20
+    subject: Annotated[Hex32, Meta(description="The subject's handle.")]
+    before: Annotated[Hex32, Meta(description="A record of the subject: go on with the one before it.")] | None = None
+    limit: Annotated[int, Meta(ge=1, le=RECORDS_MAX, description="At most so many records.")] = 20
+
+
+class EventsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    from_: Annotated[int, Meta(ge=1, le=2**53, description="The first height; by default, the next one.")] | None = (
+        msgspec.field(name="from", default=None)
+    )
+    contract: Annotated[Contract, Meta(description="Only actions of this contract.")] | None = None
+    subject: Annotated[Hex32, Meta(description="Only about this subject; needs a signed request.")] | None = None
+    member: Annotated[Hex32, Meta(description="Only signed by this account, or making or changing it.")] | None = None
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -239,8 +305,8 @@ class ReceiptView(msgspec.Struct, frozen=True):
     """`receipt` is what verifies offline, canonical bytes as base64; `content` is the same for people."""
 
     id: Hex32
-    receipt: bytes
-    content: dict[str, Any]
+    receipt: Base64
+    content: ReceiptContent
 
 
 class HeaderView(msgspec.Struct, frozen=True):
@@ -268,7 +334,7 @@ class TransactionView(msgspec.Struct, frozen=True):
     id: Hex32
     hash: Hex32
     signature: Hex64
-    envelope: dict[str, Any]
+    envelope: EnvelopeView
 
 
 class BlockView(msgspec.Struct, frozen=True):
@@ -279,7 +345,7 @@ class BlockView(msgspec.Struct, frozen=True):
     header: HeaderView
     signature: Hex64
     transactions: list[TransactionView]
-    certificate: dict[str, Any] | None
+    certificate: CertificateView | None
 
 
 class BlocksAnswer(msgspec.Struct, frozen=True):
@@ -295,7 +361,7 @@ class StateView(msgspec.Struct, frozen=True):
     contract: str
     key: str
     height: Height
-    value: Any
+    value: StateValue
 
 
 class StateProofView(msgspec.Struct, frozen=True):
@@ -306,8 +372,8 @@ class StateProofView(msgspec.Struct, frozen=True):
 
     contract: str
     key: str
-    answer: bytes
-    content: dict[str, Any]
+    answer: Base64
+    content: StateAnswerContent
 
 
 class RecordView(msgspec.Struct, frozen=True):
@@ -315,7 +381,7 @@ class RecordView(msgspec.Struct, frozen=True):
 
     record: Hex32
     author: Hex32
-    body: dict[str, Any]
+    body: BodyReferenceView
     format: int
     height: Height
     organisation: NodeId
@@ -331,6 +397,34 @@ class RecordsAnswer(msgspec.Struct, frozen=True):
 
     records: list[RecordView]
     next: Hex32 | None
+
+
+class BodyView(msgspec.Struct, frozen=True):
+    """A sealed body that an action names."""
+
+    commitment: Hex32
+    size: int
+
+
+class EventView(msgspec.Struct, frozen=True):
+    """ledger.events.Event. `time` is the block's, in ms; `accounts` are those that the actions make or change."""
+
+    id: EventIdText
+    height: Height
+    time: int
+    transaction: Hex32
+    by: Hex32
+    code: str
+    accounts: list[Hex32]
+    actions: list[dict[str, Any]]
+    bodies: list[BodyView]
+
+
+class CutView(msgspec.Struct, frozen=True):
+    """Why a stream of events ends here, and the id to go on after."""
+
+    reason: CutReason
+    resume: EventIdText
 
 
 class Health(msgspec.Struct, frozen=True):

@@ -3,10 +3,13 @@
 from ledger.block import Block
 from ledger.contracts.records import Record
 from ledger.encoding import convert, decode
+from ledger.events import Event
 from ledger.finality import CERTIFICATE_BYTES_MAX
 from ledger.receipt import RECEIPT_BYTES_MAX, STATE_ANSWER_BYTES_MAX
 from node.http_types import (
     BlockView,
+    BodyView,
+    EventView,
     HeaderView,
     ReceiptView,
     RecordView,
@@ -55,6 +58,20 @@ def block_view(stored: StoredBlock) -> BlockView:
 
 def record_view(record_id: bytes, record: Record) -> RecordView:
     return convert(RecordView, {"record": record_id.hex(), **json_view(record)})
+
+
+def event_view(event: Event) -> EventView:
+    return EventView(
+        id=str(event.id),
+        height=event.id.height,
+        time=event.time_ms,
+        transaction=event.transaction.hex(),
+        by=event.by.hex(),
+        code=event.code,
+        accounts=[account.hex() for account in event.accounts],
+        actions=[json_view(action) for action in event.actions],
+        bodies=[BodyView(commitment=body.commitment.hex(), size=body.size) for body in event.bodies],
+    )
 
 
 def _transaction_views(block: Block) -> list[TransactionView]:

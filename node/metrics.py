@@ -51,6 +51,9 @@ class Metrics:
         self.frame_bytes_out = counter("frame_bytes_out", "Bytes of frames sent", "kind")
         self.frames_dropped = counter("frames_dropped", "Frames dropped from a full queue", "kind")
         self.http_requests = counter("http_requests", "Provider requests answered", "endpoint", "status")
+        self.event_readers = gauge("event_readers", "Readers of events connected now")
+        self.event_readers_cut = counter("event_readers_cut", "Readers of events cut off by this node", "reason")
+        self.events_sent = counter("events_sent", "Events sent, to all readers together")
 
         self.commit_seconds = seconds("commit_seconds", "From admission here to execution here")
         self.persist_seconds = seconds("persist_seconds", "One synced write of the log")

@@ -243,6 +243,7 @@ class Node:
             peers=self.network.peers,
             share=self.network.push_transactions,
             admitted=self._admitted,
+            executed=self.executor.executed,
         )
 
     def send_consensus(self, peer: str, message: Message) -> None:

@@ -9,6 +9,9 @@ from aiohttp import web
 from ledger.errors import Rejection
 from node.http_types import Problem
 
+# On every answer: the ledger grows, and a type is what it says.
+COMMON_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 DETAIL_CHARACTERS_MAX = 300
 
@@ -21,6 +24,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "request_timeout": (408, "The request's body did not arrive in time"),
     "too_large": (413, "Larger than allowed"),
     "unsupported_media_type": (415, "The body's media type is not one that this path reads"),
+    "bad_event_id": (400, "Not the id of an event"),
     # A member's signed read.
     "no_read_request": (401, "This read must be signed by a member"),
     "bad_read_request": (401, "The signed read request does not fit"),
@@ -64,7 +68,7 @@ def problem(code: str, detail: str) -> web.Response:
     """The application/problem+json answer for a code."""
     status, title = PROBLEMS.get(code, OTHERWISE)
     body = Problem(type="about:blank", title=title, status=status, code=code, detail=detail[:DETAIL_CHARACTERS_MAX])
-    response = web.Response(status=status, body=msgspec.json.encode(body), content_type="application/problem+json")
+    response = web.Response(status=status, body=msgspec.json.encode(body), content_type=PROBLEM_TYPE)
     if code in RETRIED:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     if status == 401:

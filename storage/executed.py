@@ -5,21 +5,22 @@ A committed block goes through four steps, in this order, each block after the o
 
     derive   reads, executes, computes roots; changes nothing                  event loop
     apply    moves memory: every read from now on sees the block executed      event loop
-    write    one batch to the disk                                             writer thread
+    write    to the disk, one batch for it or for several in a row             writer thread
     written  forgets what memory held for the write                            event loop
 
 Between `apply` and `written` the block's changes stand in an overlay in memory that every read looks at
 first. So the instant of `apply` is the only one at which answers change, whatever the writer thread is
 doing, and no read sees half a block. The batch needs no sync of its own: the block is durable already, and
-a node that lost the batch executes the block again.
+a node that lost the batch executes the block again. Of what several blocks change (the upper pages of the
+tree, above all) one batch for them writes only the last.
 
 Answers with proofs are given at the sealed height, which lags. The tree keeps no old versions; instead each
 height above the sealed one has an undo record of the state values before it. The pages before it follow
 from those values, as the tree depends on contents alone: they are kept in memory and computed again at
-boot.
+boot. Pages in use stay decoded in memory, at most PAGES_MAX of them; the one not used for longest goes.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from ledger.execution import TxResult, execute, genesis_state, history_leaf
 from ledger.finality import Certificate, decode_certificate
 from ledger.genesis import Genesis
 from ledger.receipt import Seal
+from ledger.state_tree import Page
 from storage import schema
 from storage.log import BLOCK_BYTES_MAX
 from storage.port import KeyValue, StorageFailure, Write
@@ -40,6 +42,8 @@ from storage.schema import ExecutedRecord, Place, Roots, Undo, must, require
 
 # How many blocks may be applied and not yet written. The driver waits for `written` before it derives more.
 PENDING_COMMITS_MAX = 64
+# Decoded pages, of 4 KiB or less in memory.
+PAGES_MAX = 16_384
 
 
 class Divergence(Exception):  # noqa: N818 - it is what happened, and the node must stop
@@ -54,7 +58,7 @@ class UndoStep:
 
     height: int
     state: dict[str, bytes | None]
-    pages: dict[bytes, bytes | None]
+    pages: dict[bytes, Page | None]
 
 
 class Sealed(NamedTuple):
@@ -69,7 +73,8 @@ class Sealed(NamedTuple):
 class Commit:
     """One executed block: what `derive` found, for `apply`, `write` and `written`.
 
-    `sealed` is the newest seal after this block, None as long as there is none.
+    `sealed` is the newest seal after this block, None as long as there is none. `changes` are those of the
+    database, None to delete, but for what `write` makes of the rest.
     """
 
     height: int
@@ -78,7 +83,8 @@ class Commit:
     roots: Roots
     sealed: Sealed | None
     undo: UndoStep
-    batch: tuple[Write, ...]
+    changes: dict[bytes, bytes | None]
+    pages: dict[bytes, Page | None]
 
 
 @dataclass(slots=True)
@@ -87,19 +93,26 @@ class _Reads:
 
     executed: "Executed"
     values: dict[str, bytes | None] = field(default_factory=dict)
-    pages: dict[bytes, bytes | None] = field(default_factory=dict)
+    pages: dict[bytes, Page | None] = field(default_factory=dict)
+    places: dict[bytes, Place | None] = field(default_factory=dict)
 
     def get(self, key: str) -> bytes | None:
         if key not in self.values:
             self.values[key] = self.executed.get(key)
         return self.values[key]
 
-    def page(self, path: bytes) -> bytes | None:
+    def page(self, path: bytes) -> Page | None:
         self.pages[path] = page = self.executed.page(path)
         return page
 
+    def place(self, tx_id: bytes) -> Place | None:
+        if tx_id not in self.places:
+            self.places[tx_id] = self.executed.place(tx_id)
+        return self.places[tx_id]
+
     def included_at_ms(self, tx_id: bytes) -> int | None:
-        return self.executed.included_at_ms(tx_id)
+        place = self.place(tx_id)
+        return None if place is None else self.executed.roots(place.height).time_ms
 
 
 @dataclass(slots=True)
@@ -130,7 +143,7 @@ def genesis_executed(genesis: Genesis) -> list[Write]:
     record = ExecutedRecord(chain=chain, format=schema.FORMAT, hash=chain, height=0, seal=None, sealed=None)
     return [
         *[(schema.state_key(key), value) for key, value in state.items()],
-        *[(schema.page_key(path), page) for path, page in pages.items()],
+        *[(schema.page_key(path), page.encode()) for path, page in pages.items() if page is not None],
         *[(schema.history_key(*name), node) for name, node in gained],
         (schema.roots_key(0), Roots(leaf, state_root, genesis.time, 0).encode()),
         (schema.EXECUTED_KEY, schema.seal(record)),
@@ -147,15 +160,20 @@ class Executed:
         """
         self._kv = kv
         self._chain = chain
-        self._overlay: dict[bytes, tuple[int, bytes | None]] = {}
+        # What is applied and not yet `written`: of the database, of the tree, and which heights.
+        self._overlay: dict[bytes, bytes | None] = {}
+        self._overlay_pages: dict[bytes, Page | None] = {}
         self._pending: deque[int] = deque()
+        self._pages: OrderedDict[bytes, Page] = OrderedDict()
         data = kv.get(schema.EXECUTED_KEY)
         if data is None:
             raise StorageFailure("the record of the executed height is missing")
         self._head = schema.unseal(ExecutedRecord, data, "record of the executed height")
         require(self._head.format == schema.FORMAT, f"store format {self._head.format} is unknown")
         require(self._head.chain == chain, f"the store is of another network, {self._head.chain.hex()}")
+        # What the disk holds, for the writer thread.
         self._written_height = self._head.height
+        self._written_sealed = self._head.sealed or 0
         with damage():
             roots = self.roots(self._head.height)
             require(state_tree.root(self.page) == roots.state, "the state tree does not give its root")
@@ -209,19 +227,17 @@ class Executed:
         certified = height if certificate is not None else self.roots(head.height).certified
         roots = Roots(history_root, state_root, header.time, certified)
         sealed = self._sealed_after(block, certificate)
+        assert sealed is None or sealed.height < height, "a block seals only what was executed before it"
         before = {key: reads.get(key) for key in outcome.writes}
         undo = UndoStep(height, before, {path: reads.pages.get(path) for path in pages})
-        batch: list[Write] = [(schema.state_key(key), value) for key, value in outcome.writes.items()]
-        batch += [(schema.page_key(path), page) for path, page in pages.items()]
-        batch += [(schema.history_key(*name), node) for name, node in history.gained.items()]
-        batch += self._index(height, outcome.results)
-        batch.append((schema.results_key(height), encode(encoded)))
-        batch.append((schema.roots_key(height), roots.encode()))
+        changes = {schema.state_key(key): value for key, value in outcome.writes.items()}
+        changes.update((schema.history_key(*name), node) for name, node in history.gained.items())
+        changes.update(_index(height, outcome.results, reads))
+        changes[schema.results_key(height)] = encode(encoded)
+        changes[schema.roots_key(height)] = roots.encode()
         if certificate is not None:
-            batch.append((schema.certificate_key(height), certificate.encode()))
-        batch += self._undo_writes(undo, sealed)
-        batch.append((schema.EXECUTED_KEY, schema.seal(self._record(block, sealed))))
-        return Commit(height, block, outcome.results, roots, sealed, undo, tuple(batch))
+            changes[schema.certificate_key(height)] = certificate.encode()
+        return Commit(height, block, outcome.results, roots, sealed, undo, changes, pages)
 
     def apply(self, commit: Commit) -> None:
         """From here on every read answers as of `commit.height`."""
@@ -230,36 +246,68 @@ class Executed:
         assert (height, parent) == (head.height + 1, head.hash), "commits are applied in order"
         assert len(self._pending) < PENDING_COMMITS_MAX, "the driver waits for the writer"
         self._pending.append(height)
-        for key, value in commit.batch:
-            self._overlay[key] = (height, value)
+        self._overlay.update(commit.changes)
+        self._overlay_pages.update(commit.pages)
+        for path, page in commit.pages.items():
+            self._keep(path, page)
         self._head = self._record(commit.block, commit.sealed)
         self._undo.append(commit.undo)
         self._sealed = commit.sealed
         while commit.sealed and self._undo and self._undo[0].height <= commit.sealed.height:
             self._undo.popleft()
 
-    def write(self, commit: Commit) -> None:
-        """Put it on the disk, all or nothing. For the writer thread. Raises StorageFailure."""
-        assert commit.height == self._written_height + 1, "commits are written in order"
-        self._kv.write(commit.batch, sync=False)
-        self._written_height = commit.height
+    def write(self, *commits: Commit) -> None:
+        """Put them on the disk, all or nothing. For the writer thread. Raises StorageFailure."""
+        changes: dict[bytes, bytes | None] = {}
+        pages: dict[bytes, Page | None] = {}
+        last = commits[-1]
+        sealed = last.sealed.height if last.sealed else 0
+        # Undo exists exactly for the heights above the sealed one.
+        for height in range(self._written_sealed + 1, min(sealed, self._written_height) + 1):
+            changes[schema.undo_key(height)] = None
+        for height, commit in enumerate(commits, self._written_height + 1):
+            assert commit.height == height, "commits are written in order"
+            changes.update(commit.changes)
+            pages.update(commit.pages)
+            if height > sealed:
+                changes[schema.undo_key(height)] = encode(Undo(schema.FORMAT, commit.undo.state))
+        changes.update((schema.page_key(path), None if page is None else page.encode()) for path, page in pages.items())
+        changes[schema.EXECUTED_KEY] = schema.seal(self._record(last.block, last.sealed))
+        self._kv.write(list(changes.items()), sync=False)
+        self._written_height, self._written_sealed = last.height, sealed
 
-    def written(self, commit: Commit) -> None:
-        """The disk answers for it from here on."""
-        assert commit.height <= self._written_height, "only a written commit leaves memory"
-        height = self._pending.popleft()
-        assert height == commit.height, "commits leave memory in order"
-        for key, _ in commit.batch:
-            found = self._overlay.get(key)
-            if found is not None and found[0] == height:
-                del self._overlay[key]
+    def written(self, *commits: Commit) -> None:
+        """The disk answers for them from here on."""
+        for commit in commits:
+            assert commit.height <= self._written_height, "only a written commit leaves memory"
+            height = self._pending.popleft()
+            assert height == commit.height, "commits leave memory in order"
+            # What a later block changed again is another object; where it is the same one, so are disk and memory.
+            for key, value in commit.changes.items():
+                if key in self._overlay and self._overlay[key] is value:
+                    del self._overlay[key]
+            for path, page in commit.pages.items():
+                if path in self._overlay_pages and self._overlay_pages[path] is page:
+                    del self._overlay_pages[path]
 
     def get(self, key: str) -> bytes | None:
         """The canonical value at `key` after the executed height, or None."""
         return self._get(schema.state_key(key))
 
-    def page(self, path: bytes) -> bytes | None:
-        return self._get(schema.page_key(path))
+    def page(self, path: bytes) -> Page | None:
+        """The page of the state tree after the executed height. Raises Rejection("bad_page")."""
+        page = self._pages.get(path)
+        if page is not None:
+            self._pages.move_to_end(path)
+            return page
+        if path in self._overlay_pages:
+            return self._overlay_pages[path]
+        data = self._kv.get(schema.page_key(path))
+        if data is None:
+            return None
+        page = state_tree.decode_page(data)
+        self._keep(path, page)
+        return page
 
     def state_at_sealed(self, key: str) -> bytes | None:
         """The same after the sealed height; there must be one."""
@@ -269,7 +317,7 @@ class Executed:
                 return step.state[key]
         return self.get(key)
 
-    def page_at_sealed(self, path: bytes) -> bytes | None:
+    def page_at_sealed(self, path: bytes) -> Page | None:
         assert self._sealed is not None, "something is sealed"
         for step in self._undo:
             if path in step.pages:
@@ -320,8 +368,7 @@ class Executed:
             return decode_certificate(self._must(schema.certificate_key(certified)))
 
     def _get(self, key: bytes) -> bytes | None:
-        found = self._overlay.get(key)
-        return self._kv.get(key) if found is None else found[1]
+        return self._overlay[key] if key in self._overlay else self._kv.get(key)
 
     def _must(self, key: bytes) -> bytes:
         return must(self._get(key), key)
@@ -344,21 +391,15 @@ class Executed:
         seal = Seal(certificate.encode(), block.header_data, block.signature)
         return Sealed(header.executed_height, header.height, seal)
 
-    def _index(self, height: int, results: tuple[TxResult, ...]) -> list[Write]:
-        """An id belongs to the first inclusion that settled it; see `TxResult.settles`."""
-        places: dict[bytes, bytes] = {}
-        for index, result in enumerate(results):
-            if result.settles and result.id not in places and self.place(result.id) is None:
-                places[result.id] = Place(height, index, result.code).encode()
-        return [(schema.transaction_key(tx_id), place) for tx_id, place in places.items()]
-
-    def _undo_writes(self, undo: UndoStep, sealed: Sealed | None) -> list[Write]:
-        """Undo exists exactly for the heights above the sealed one."""
-        writes: list[Write] = [(schema.undo_key(undo.height), encode(Undo(schema.FORMAT, undo.state)))]
-        if sealed is not None:
-            assert sealed.height < undo.height, "a block seals only what was executed before it"
-            writes += [(schema.undo_key(s.height), None) for s in self._undo if s.height <= sealed.height]
-        return writes
+    def _keep(self, path: bytes, page: Page | None) -> None:
+        """As the page at `path` after the executed height, at the end of those to forget."""
+        if page is None:
+            self._pages.pop(path, None)
+            return
+        self._pages[path] = page
+        self._pages.move_to_end(path)
+        if len(self._pages) > PAGES_MAX:
+            self._pages.popitem(last=False)
 
     def _record(self, block: Block, sealed: Sealed | None) -> ExecutedRecord:
         return ExecutedRecord(
@@ -387,9 +428,9 @@ class Executed:
         root.
         """
         steps: deque[UndoStep] = deque()
-        older: dict[bytes, bytes | None] = {}
+        older: dict[bytes, Page | None] = {}
 
-        def page(path: bytes) -> bytes | None:
+        def page(path: bytes) -> Page | None:
             return older[path] if path in older else self.page(path)
 
         sealed = self._head.sealed or 0
@@ -402,6 +443,16 @@ class Executed:
             older |= pages
             steps.appendleft(UndoStep(height, undo.state, pages))
         return steps
+
+
+def _index(height: int, results: tuple[TxResult, ...], reads: _Reads) -> dict[bytes, bytes]:
+    """An id belongs to the first inclusion that settled it; see `TxResult.settles`."""
+    places: dict[bytes, bytes] = {}
+    for index, result in enumerate(results):
+        key = schema.transaction_key(result.id)
+        if result.settles and key not in places and reads.place(result.id) is None:
+            places[key] = Place(height, index, result.code).encode()
+    return places
 
 
 @contextmanager

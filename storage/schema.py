@@ -230,6 +230,15 @@ def name_of(key: bytes) -> str:
     return f"{table} {key[1:].hex()}"
 
 
+def height_of(key: bytes) -> int | None:
+    """The height that a key itself names, or None."""
+    if key[:1] in b"blrcxu" and len(key) == _HEIGHT.size:
+        return int.from_bytes(key[1:], "big")
+    if key[:2] == b"h\0" and len(key) == _NODE.size:
+        return int.from_bytes(key[2:], "big")
+    return None
+
+
 _TABLES = {
     b"b": "block",
     b"l": "link",

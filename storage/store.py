@@ -4,8 +4,8 @@
     store.persist(truncate_from, entries, bodies, hard_state)      # writer thread, one synced batch
     commit = store.derive(block, certificate)                      # event loop
     store.apply(commit)                                            # event loop: answers change now
-    store.write(commit)                                            # writer thread, one batch
-    store.written(commit)                                          # event loop
+    store.write(commit, ...)                                       # writer thread, one batch
+    store.written(commit, ...)                                     # event loop
 
 What is said in `executed` holds here: `persist` and `write` belong to one writer thread, in the order in
 which they were asked for; everything else to the event loop's. While a truncation is being written, the
@@ -132,13 +132,13 @@ class Store:
         """
         self._executed.apply(commit)
 
-    def write(self, commit: Commit) -> None:
-        """Put an applied commit on the disk. For the writer thread. Raises StorageFailure."""
-        self._executed.write(commit)
+    def write(self, *commits: Commit) -> None:
+        """Put applied commits, in order, on the disk in one batch. For the writer thread. Raises StorageFailure."""
+        self._executed.write(*commits)
 
-    def written(self, commit: Commit) -> None:
+    def written(self, *commits: Commit) -> None:
         """Forget what memory held for the write."""
-        self._executed.written(commit)
+        self._executed.written(*commits)
 
     def commit(self, block: Block, certificate: Certificate | None) -> Commit:
         """All four steps at once, for callers with one thread."""
@@ -215,6 +215,10 @@ class Store:
         """The results of an executed block, in block order."""
         with damage():
             return tuple(decode_result(item) for item in self._executed.results(height))
+
+    def encoded_results(self, height: int) -> list[bytes]:
+        """The same, for who decodes a few of them at a time."""
+        return self._executed.results(height)
 
     def roots(self, height: int) -> Roots:
         """What was true after this executed height: (history, state, time_ms, certified)."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from carequorum.cli import check, devnet, genesis, keys, member, network, node, receipt, record, transaction
+from carequorum.cli import check, devnet, events, genesis, keys, member, network, node, receipt, record, transaction
 from carequorum.cli.output import FAILED, CommandError
 from carequorum.devnet import DevnetError
 from ledger.errors import Rejection
@@ -32,6 +32,7 @@ app.add_typer(transaction.app, name="tx")
 app.add_typer(receipt.app, name="receipt")
 app.add_typer(network.app, name="network")
 app.command("node", epilog="Example: carequorum node --config configs/four-hospitals/hospital-a.toml")(node.run)
+app.command("events", epilog="Example: carequorum events --contract records --at build/devnet/hospital-a")(events.run)
 app.command("check", epilog="Example: carequorum check --at build/devnet/hospital-a")(check.run)
 
 

@@ -27,6 +27,7 @@ from carequorum.cli.output import CommandError, columns, emit, progress, write_n
 from carequorum.client import OpenedRecord
 from carequorum.importing import Imported, NewRecord, add_records
 from carequorum.sealing import CONTENT_BYTES_MAX
+from carequorum.submission import Committed
 from ledger.contracts.records import Record
 from ledger.errors import Rejection
 
@@ -98,6 +99,55 @@ def import_(
     emit(as_json, {"records": [_facts(each) for each in imported]}, [f"{len(imported)} records added"])
 
 
+@app.command(
+    epilog="Example: carequorum record amend RECORD corrected.json --version 1 --patient HEX "
+    "--at build/devnet/riverside --wallet lee.wallet"
+)
+def amend(
+    record: Annotated[str, typer.Argument(metavar="RECORD", help="The record's id, 64 hex digits.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What to seal in its place, byte for byte.")],
+    version: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="The version that you saw and replace; refused once there is a newer one."
+        ),
+    ],
+    patient: PatientAccount,
+    content_type: Annotated[
+        str, typer.Option(metavar="TYPE", help="Its media type; sealed too.")
+    ] = fhir.CONTENT_TYPE,
+    at: At = None,
+    genesis: GenesisFile = None,
+    url: Url = None,
+    wallet: WalletFile = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """As a clinician of the record's organisation, replace its content. The version before stays, and opens."""
+    record_id, account = parse_hex(record, 32, "RECORD"), parse_hex(patient, 32, "--patient")
+    found = access(at, genesis, url, wallet, passphrase_file)
+    with file.open("rb") as source:
+        content = source.read(CONTENT_BYTES_MAX + 1)
+    author = found.open_wallet()
+
+    async def run() -> Committed:
+        async with found.client(author) as client:
+            readers = [(await client.account(account)).key]
+            return await client.amend_record(
+                record_id, content, content_type, version=version, readers=readers, wait=WAIT
+            )
+
+    committed = asyncio.run(run())
+    facts = {
+        "source": str(file),
+        "record": record,
+        "version": version + 1,
+        "transaction": committed.id.hex(),
+        "height": committed.height,
+    }
+    emit(as_json, facts, columns(list(facts.items())))
+
+
 @app.command("list", epilog="Example: carequorum record list --at build/devnet/hospital-b --wallet rosa.wallet")
 def list_(
     subject: Annotated[
@@ -111,7 +161,7 @@ def list_(
     passphrase_file: PassphraseFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """The records under one handle, newest first."""
+    """The records under one handle, newest first, each in its newest version."""
     found = access(at, genesis, url, wallet, passphrase_file)
     member = found.open_wallet()
 
@@ -127,6 +177,7 @@ def list_(
     documents = [
         {
             "record": record.hex(),
+            "version": entry.version,
             "time": _time(entry),
             "organisation": entry.organisation,
             "author": entry.author.hex(),
@@ -136,8 +187,12 @@ def list_(
         }
         for record, entry in records.items()
     ]
-    rows = [[each["record"], each["time"], each["organisation"], each["size_bytes"]] for each in documents]
-    emit(as_json, {"records": documents}, columns([["RECORD", "TIME", "ORGANISATION", "SEALED BYTES"], *rows]))
+    rows = [
+        [each["record"], each["version"], each["time"], each["organisation"], each["size_bytes"]]
+        for each in documents
+    ]
+    heads = ["RECORD", "VERSION", "TIME", "ORGANISATION", "SEALED BYTES"]
+    emit(as_json, {"records": documents}, columns([heads, *rows]))
 
 
 @app.command(
@@ -145,6 +200,9 @@ def list_(
 )
 def open_(
     record: Annotated[str, typer.Argument(metavar="RECORD", help="The record's id, 64 hex digits.")],
+    version: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="This version of it; by default the newest.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A new 0600 file for the content, instead of stdout.")
     ] = None,
@@ -162,12 +220,13 @@ def open_(
 
     async def run() -> OpenedRecord:
         async with found.client(member) as client:
-            return await client.open_record(record_id)
+            return await client.open_record(record_id, version=version)
 
     opened = asyncio.run(run())
     content = opened.content
     facts = {
         "record": record,
+        "version": opened.record.version,
         "content_type": content.content_type,
         "bytes": len(content.data),
         "time": _time(opened.record),

@@ -11,7 +11,7 @@ from typing import Any
 from ledger.contracts import identity, records
 from ledger.contracts.context import Context
 
-Action = identity.Register | identity.Rotate | identity.Revoke | records.Add
+Action = identity.Register | identity.Rotate | identity.Revoke | records.Add | records.Amend
 
 # What runs an action, by the class that the wire decoded to.
 HANDLERS: dict[type[Any], Callable[[Context, Any], None]] = {
@@ -19,6 +19,7 @@ HANDLERS: dict[type[Any], Callable[[Context, Any], None]] = {
     identity.Rotate: identity.rotate,
     identity.Revoke: identity.revoke,
     records.Add: records.add,
+    records.Amend: records.amend,
 }
 
 ACTION_NAMES = frozenset(str(kind.__struct_config__.tag) for kind in HANDLERS)

@@ -48,10 +48,11 @@ class Hospital(FakeBackend):
         twin.node_id = node_id
         return twin
 
-    def register(self, wallet: Wallet, role: Role) -> None:
-        """As north's admin."""
-        proof = wallet.possession_proof(CHAIN, account_of("north-admin"))
-        transaction = sign([Register(wallet.public_key, proof, role)], by="north-admin")
+    def register(self, wallet: Wallet, role: Role, organisation: str = "north") -> None:
+        """As the organisation's admin."""
+        admin = f"{organisation}-admin"
+        proof = wallet.possession_proof(CHAIN, account_of(admin))
+        transaction = sign([Register(wallet.public_key, proof, role)], by=admin)
         (answer,) = self.submit([(transaction.data, [])])
         assert answer.rejection is None, answer.rejection
 
@@ -121,6 +122,11 @@ def refuses(code: str, status: int, retry_after: str | None = None) -> Fault:
     """A problem, without doing anything."""
     headers = {"Retry-After": retry_after} if retry_after is not None else {}
     return answers(b'{"code":"%s","detail":"said by a test"}' % code.encode(), status, headers)
+
+
+async def does_as_asked(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """No fault: the next one is for a later request."""
+    return await handler(request)
 
 
 async def loses_the_answer(request: web.Request, handler: Handler) -> web.StreamResponse:

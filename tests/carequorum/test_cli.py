@@ -121,6 +121,7 @@ def test_the_commands_are_these() -> None:
         "receipt get",
         "receipt verify",
         "record add",
+        "record amend",
         "record import",
         "record list",
         "record open",
@@ -184,6 +185,28 @@ def test_a_day_at_the_hospital(
     run("record", "open", note["record"], *at_home, *rosa, "--out", tmp_path / "copy.txt")
     assert (tmp_path / "copy.txt").read_text() == "rest, and plenty of water"
     assert stat.S_IMODE((tmp_path / "copy.txt").stat().st_mode) == 0o600
+    # A colleague corrects the note; what it said before stays.
+    Wallet.create(tmp_path / "ito.wallet", b"correct horse", cost=COST_DEVELOPMENT)
+    ito = ("--wallet", tmp_path / "ito.wallet", "--passphrase-file", passphrase_file)
+    colleague = ("--member-wallet", tmp_path / "ito.wallet", "--member-passphrase-file", passphrase_file)
+    run("member", "register", *at_home, *colleague, "--role", "clinician")
+    (tmp_path / "better.txt").write_text("rest, and no water")
+    amending = ("record", "amend", note["record"], tmp_path / "better.txt", "--content-type", "text/plain")
+    of_rosa = ("--patient", card["account"], *at_home)
+    amended = run_json(*amending, "--version", "1", *of_rosa, *ito)
+    assert (amended["record"], amended["version"]) == (note["record"], 2)
+    assert fail(*amending, "--version", "1", *of_rosa, *lee)[1].startswith("stale_version:")
+    until_sealed(run_json, away, amended["height"])
+    for version, text in ((None, "rest, and no water"), (2, "rest, and no water"), (1, "rest, and plenty of water")):
+        chosen = () if version is None else ("--version", str(version))
+        opened = run_json("record", "open", note["record"], *chosen, "--at", away, *rosa)
+        assert (base64.b64decode(opened["content"]).decode(), opened["version"]) == (text, version or 2)
+    assert fail("record", "open", note["record"], "--version", "3", *at_home, *rosa)[1].startswith("no_such_version:")
+    listed = run_json("record", "list", *at_home, *rosa)["records"]
+    assert [(each["record"], each["version"]) for each in listed][0] == (note["record"], 2)
+    run("receipt", "get", amended["transaction"], "--out", tmp_path / "amended.receipt", "--at", away)
+    proven = run_json("receipt", "verify", tmp_path / "amended.receipt", *genesis)
+    assert (proven["transaction"], proven["code"]) == (amended["transaction"], "ok")
     # The admin is no reader, wherever it asks.
     assert fail("record", "open", note["record"], *at_home) == (
         1,

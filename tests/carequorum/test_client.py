@@ -11,6 +11,7 @@ import pytest_asyncio
 from carequorum import client as client_module
 from carequorum import transport
 from carequorum.client import Client
+from carequorum.sealing import Content
 from carequorum.submission import TransactionFailed
 from carequorum.transport import Refused, Unreachable
 from carequorum.wallet import Wallet
@@ -26,6 +27,7 @@ from tests.carequorum.ports import (
     answers,
     client_of,
     closed_url,
+    does_as_asked,
     loses_the_answer,
     make_wallet,
     open_port,
@@ -110,6 +112,86 @@ async def test_nothing_of_the_content_leaves_the_client_in_clear(
     sent = b"".join(ports[0].bodies)
     assert sent
     assert not any(word in sent for word in (b"Observation", b"valueQuantity", b"fhir", patient.account))
+
+
+async def test_every_version_of_an_amended_record_opens(
+    ports: list[Port], doctor: Wallet, patient: Wallet, tmp_path: Path
+) -> None:
+    colleague = make_wallet(tmp_path, "colleague")
+    assert isinstance(ports[0].backend, Hospital)
+    ports[0].backend.register(colleague, "clinician")
+    readers = [patient.public_key]
+    async with client_of(ports, doctor) as client:
+        record = await add(client, patient)
+    async with client_of(ports, colleague) as client:
+        await client.amend_record(record, b"second", "text/plain", version=1, readers=readers)
+        committed = await client.amend_record(record, b"third", "text/plain", version=2, readers=readers)
+        assert (await client.open_record(record)).content == Content(b"third", "text/plain")
+        # The first was never sealed to the colleague.
+        with pytest.raises(Rejection, match="not_a_reader"):
+            await client.open_record(record, version=1)
+    async with client_of(ports[1:], patient) as client:
+        newest = await client.open_record(record)
+        opened = [await client.open_record(record, version=version) for version in (1, 2, 3)]
+        assert await client.records(patient.subject_handle("north")) == {record: newest.record}
+        for version in (0, 4, -1, 2**60):
+            with pytest.raises(Rejection, match="no_such_version"):
+                await client.record(record, version=version)
+    assert [each.content.data for each in opened] == [CONTENT, b"second", b"third"]
+    assert [each.record.version for each in opened] == [1, 2, 3]
+    assert [each.record.author for each in opened] == [doctor.account, colleague.account, colleague.account]
+    assert newest == opened[2]
+    assert newest.record.transaction == committed.id
+
+
+async def test_an_amendment_of_what_somebody_amended_since_is_not_sent(
+    ports: list[Port], doctor: Wallet, patient: Wallet
+) -> None:
+    async with client_of(ports, doctor) as client:
+        record = await add(client, patient)
+        await client.amend_record(record, b"second", "text/plain", version=1, readers=[])
+        sent = len([each for each in ports[0].requests if each.startswith("POST")])
+        with pytest.raises(Rejection, match="stale_version"):
+            await client.amend_record(record, b"other", "text/plain", version=1, readers=[])
+        assert len([each for each in ports[0].requests if each.startswith("POST")]) == sent
+        # The ledger's own word, where the proof the client has seen is not of the newest version.
+        with pytest.raises(TransactionFailed, match="stale_version"):
+            await client.amend_record(record, b"other", "text/plain", version=7, readers=[])
+        with pytest.raises(Rejection, match="no_such_record"):
+            await client.amend_record(b"x" * 32, b"other", "text/plain", version=1, readers=[])
+
+
+async def test_another_hospital_does_not_amend(
+    ports: list[Port], doctor: Wallet, patient: Wallet, tmp_path: Path
+) -> None:
+    surgeon = make_wallet(tmp_path, "surgeon")
+    assert isinstance(ports[0].backend, Hospital)
+    ports[0].backend.register(surgeon, "clinician", "south")
+    async with client_of(ports, doctor) as client:
+        record = await add(client, patient)
+    async with client_of(ports, surgeon) as client:
+        with pytest.raises(TransactionFailed, match="not_allowed"):
+            await client.amend_record(record, b"other", "text/plain", version=1, readers=[])
+    async with client_of(ports, patient) as client:
+        with pytest.raises(TransactionFailed, match="not_clinician"):
+            await client.amend_record(record, b"other", "text/plain", version=1, readers=[])
+        assert (await client.open_record(record)).content.data == CONTENT
+
+
+async def test_a_version_is_not_said_to_be_missing_by_a_node_that_is_behind(
+    ports: list[Port], doctor: Wallet, patient: Wallet
+) -> None:
+    """There, the version asked for is the newest still, and its absence among the replaced ones is proven."""
+    async with client_of(ports, doctor) as client:
+        record = await add(client, patient)
+        behind = ports[1].backend.state_answer(records.version_path(record, 1))
+        await client.amend_record(record, b"second", "text/plain", version=1, readers=[])
+
+    async with client_of(ports[:1], patient, settings=IMPATIENT) as client:
+        await client.record(record)
+        ports[0].faults.extend([does_as_asked, answers(behind)])
+        with pytest.raises(Rejection, match="stale_answer"):
+            await client.record(record, version=1)
 
 
 async def test_a_missing_record_is_proven_missing(ports: list[Port], doctor: Wallet) -> None:

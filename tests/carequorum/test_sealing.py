@@ -27,7 +27,7 @@ from ledger.transaction import BODY_BYTES_MAX
 
 AUTHOR_SEED, PATIENT_SEED, STRANGER_SEED = (sha256(name) for name in (b"author", b"patient", b"stranger"))
 READERS = [SigningKey(AUTHOR_SEED).public, SigningKey(PATIENT_SEED).public]
-LABEL = Label(author=b"a" * 32, chain=b"c" * 32, record=b"r" * 32, subject=b"s" * 32)
+LABEL = Label(author=b"a" * 32, chain=b"c" * 32, record=b"r" * 32, subject=b"s" * 32, version=2)
 CONTENT = b'{"resourceType":"Observation","valueString":"confidential finding"}'
 TYPE = "application/fhir+json"
 
@@ -70,6 +70,12 @@ def test_a_content_type_is_bounded() -> None:
 def test_a_body_opens_as_no_other_record(field: str) -> None:
     body = seal_record(CONTENT, TYPE, LABEL, READERS)
     assert refusal(body, msgspec.structs.replace(LABEL, **{field: b"x" * 32})) == "bad_body"
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_body_opens_as_no_other_version(version: int) -> None:
+    body = seal_record(CONTENT, TYPE, LABEL, READERS)
+    assert refusal(body, msgspec.structs.replace(LABEL, version=version)) == "bad_body"
 
 
 def test_no_altered_byte_of_a_body_opens() -> None:

@@ -418,9 +418,10 @@ class Cluster:
                 self.crash(name)
             if name not in self.nodes:
                 self.start(name)
-        self._mend()
         goal: int | None = None
         for tick in range(ticks):
+            # A refusal of earlier may still be on its way; what it was about is put right by now.
+            self._mend()
             self.pass_time(1)
             leader = self.leader()
             if leader is not None and (goal is None or goal not in self.oracle.committed):

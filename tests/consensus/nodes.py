@@ -218,6 +218,14 @@ def elect(node: Node) -> Node:
     return node
 
 
+def led(*terms: int, configuration: Configuration = THREE, settings: CoreSettings | None = None) -> Node:
+    """A leader over a log of these terms, its first block on its own disk, and nothing left to send."""
+    node = elect(follower(make_chain(*terms), max(terms, default=0), configuration=configuration, settings=settings))
+    node.persist()
+    node.take()
+    return node
+
+
 def append(term: int, prev: Entry | None, *entries: Entry, certificate: Certificate | None = None) -> Append:
     """What the leader of `term` sends after `prev` (None: genesis)."""
     anchor = (prev.height, prev.term, prev.hash) if prev else (0, 0, GENESIS)

@@ -139,6 +139,13 @@ def test_asking_again_is_answered_again() -> None:
     assert not only(node.take(), VoteReply, "n3")[0].granted
 
 
+def test_a_vote_for_an_earlier_term_is_refused() -> None:
+    node = follower(term=5)
+    node.step("n2", Vote(4, 9, 4))
+    assert node.take() == [("n2", VoteReply(5, granted=False, signature=b""))]
+    assert node.disk.hard_state == HardState(5, None)
+
+
 def test_a_pre_vote_moves_neither_term_nor_vote_nor_timer() -> None:
     asked, left = follower(term=5), follower(term=5)
     for tick in range(60):
@@ -225,13 +232,20 @@ def test_a_node_behind_in_terms_learns_the_newer_one() -> None:
     assert (behind.core.role, behind.core.term) == (Role.FOLLOWER, 8)
 
 
-def test_a_leader_that_hears_no_quorum_steps_down() -> None:
+def test_an_idle_leader_that_hears_no_quorum_steps_down() -> None:
     node = elect(follower(configuration=FIVE))
     node.persist()
-    for _ in range(30):
+    block = node.log()[0]
+    for other in ("n2", "n3"):
+        node.step(other, accept(1, block, voter=other))
+    assert node.core.commit_height == 1
+    for _ in range(20):
         node.tick()
-        node.step("n2", AppendReply(1, Answer.ACCEPTED, 0))
-    assert node.role() is not Role.LEADER
+        node.step("n2", AppendReply(1, Answer.ACCEPTED, 1))
+        assert node.role() is Role.LEADER
+    node.tick()
+    assert node.role() is Role.FOLLOWER
+    assert node.core.step_down_reason == "it hears no quorum"
 
 
 def test_a_leader_whose_block_finds_no_quorum_steps_down() -> None:

@@ -1,10 +1,9 @@
 """Replication and commit: one hand-written interleaving for each way they have gone wrong elsewhere."""
 
-from itertools import pairwise
-
 import pytest
 
 from consensus.errors import Contradiction, InvariantViolation, ProtocolViolation
+from consensus.follower import replace_from
 from consensus.leader import UNCOMMITTED_BLOCKS_MAX
 from consensus.messages import (
     Acknowledgement,
@@ -32,18 +31,11 @@ from tests.consensus.nodes import (
     elect,
     extend,
     follower,
+    led,
     make_block,
     make_chain,
     only,
 )
-
-
-def led(*terms: int, configuration: Configuration = THREE, settings: CoreSettings | None = None) -> Node:
-    """A leader over a log of these terms, its first block on its own disk, and nothing left to send."""
-    node = elect(follower(make_chain(*terms), max(terms, default=0), configuration=configuration, settings=settings))
-    node.persist()
-    node.take()
-    return node
 
 
 def heights(entries: tuple[Entry, ...]) -> list[int]:
@@ -255,9 +247,9 @@ def test_copies_of_an_older_block_commit_nothing() -> None:
     for voter in ("n2", "n3", "n4", "n5"):
         node.step(voter, AppendReply(3, Answer.ACCEPTED, 2))
     forged = Acknowledgement(2, old.hash, b"of a later term")
-    node.step("n2", AppendReply(3, Answer.ACCEPTED, 2, acknowledgements=(forged,)))
-    node.step("n3", AppendReply(3, Answer.ACCEPTED, 2, acknowledgements=(forged,)))
-    assert node.core.commit_height == 0
+    for voter in ("n2", "n3", "n4", "n5"):
+        node.step(voter, AppendReply(3, Answer.ACCEPTED, 2, acknowledgements=(forged,)))
+    assert node.core.known_certificate is None
     node.step("n2", accept(3, own, voter="n2"))
     assert node.core.commit_height == 0
     node.step("n3", accept(3, own, voter="n3"))
@@ -362,6 +354,15 @@ def test_match_never_falls() -> None:
     node.step("n2", AppendReply(2, Answer.ACCEPTED, 3))
     node.step("n2", conflict(2, rejected=3, height=0, hint_term=0))
     assert view(node, "n2") == (4, State.REPLICATE)
+
+
+def test_answers_of_an_earlier_term_say_nothing_about_this_one() -> None:
+    node = led(1, 1, 1)
+    node.step("n2", AppendReply(1, Answer.ACCEPTED, 3))
+    for other in ("n2", "n3"):
+        node.step(other, AppendReply(1, Answer.REFUSED, 3, reason=Reason.BAD_TIME))
+    assert view(node, "n2") == (0, State.PROBE)
+    assert node.core.role is Role.LEADER
 
 
 def test_an_answer_beyond_the_leaders_log_is_the_senders_fault() -> None:
@@ -491,92 +492,10 @@ def test_proposals_are_refused_by_followers_and_beyond_the_uncommitted_limits() 
     assert empty.core.last_height == UNCOMMITTED_BLOCKS_MAX
 
 
-# refusals
-
-
-def test_a_follower_takes_what_precedes_a_refused_block_and_says_why() -> None:
-    chain = make_chain(1, 1, 1)
-    node = follower(term=1)
-    node.core.refuse("n2", append(1, None, *chain), 2, Reason.BAD_TIME)
-    node.persist()
-    assert node.log() == chain[:1]
-    replies = only(node.take(), AppendReply, "n2")
-    assert AppendReply(1, Answer.REFUSED, 2, reason=Reason.BAD_TIME) in replies
-    assert replies[-1].height == 1
-    assert replies[-1].answer is Answer.ACCEPTED
-
-
-def test_a_block_that_does_not_connect_is_a_conflict_and_no_refusal() -> None:
-    chain = make_chain(1, 1, 1)
-    node = follower(term=1)
-    node.core.refuse("n2", append(1, chain[1], chain[2]), 3, Reason.BAD_ROOTS)
-    assert [reply.answer for reply in only(node.take(), AppendReply, "n2")] == [Answer.CONFLICT]
-    with pytest.raises(InvariantViolation):
-        node.core.refuse("n2", append(1, chain[1], chain[2]), 4, Reason.BAD_ROOTS)
-    with pytest.raises(InvariantViolation):
-        node.core.refuse("n2", append(1, chain[1], chain[2]), 3, Reason.NONE)
-
-
-def refusal(height: int) -> AppendReply:
-    return AppendReply(1, Answer.REFUSED, height, reason=Reason.BAD_TIME)
-
-
-def test_a_refusal_is_tried_again_with_the_next_heartbeat_only() -> None:
-    node = led()
-    node.step("n2", refusal(1))
-    assert only(node.take(), Append, "n2") == []
-    node.tick(2)
-    assert [message.entries for message in only(node.take(), Append, "n2")] == [()]
-    node.step("n2", AppendReply(1, Answer.ACCEPTED, 0))
-    assert [heights(message.entries) for message in only(node.take(), Append, "n2")] == [[1]]
-    assert node.role() is Role.LEADER
-
-
-def test_refused_by_a_quorum_a_leader_stays_out_of_elections_until_mended() -> None:
-    node = led(configuration=Configuration(("n1", "n2", "n3", "n4"), ("n5",)))
-    for other in ("n2", "n2", "n3", "n5"):
-        node.step(other, refusal(1))
-        assert not node.core.barred
-    node.step("n4", refusal(1))
-    assert (node.core.barred, node.core.role) == (True, Role.FOLLOWER)
-    node.tick(100)
-    assert node.role() is Role.FOLLOWER
-    node.core.mend()
-    node.tick(20)
-    assert node.role() is Role.PRE_CANDIDATE
-
-
-def test_a_follower_that_changed_its_mind_refuses_no_longer() -> None:
-    node = led()
-    (block,) = node.log()
-    node.step("n2", refusal(1))
-    node.step("n2", accept(1, block, voter="n2"))
-    node.step("n3", refusal(1))
-    assert not node.core.barred
-    assert node.core.commit_height == 1
-
-
-# the chain
-
-
-def test_height_term_and_parent_come_from_the_log_alone() -> None:
-    node = led(1, 1)
-    for expected in (4, 5, 6):
-        assert node.core.propose(b"x") == expected
-    log = node.log()
-    assert [entry.term for entry in log] == [1, 1, 2, 2, 2, 2]
-    assert all(above.parent == below.hash for below, above in pairwise(log))
-    assert log[:2] == make_chain(1, 1), "older blocks keep their bytes"
-
-
-def test_a_new_leader_begins_with_an_empty_block_above_its_log() -> None:
-    node = led(1, 1)
-    assert node.log()[2] == make_block(3, 2, node.log()[1].hash, b"")
-
-
-def test_a_proposal_while_the_tail_is_not_durable_builds_on_the_tail() -> None:
-    node = elect(follower())
-    assert node.core.durable_height == 0
-    assert [node.core.propose(b"a"), node.core.propose(b"b")] == [2, 3]
-    node.persist()
-    assert [entry.height for entry in node.disk.blocks.values()] == [1, 2, 3]
+def test_nothing_committed_can_be_removed_whoever_asks() -> None:
+    chain = make_chain(1, 1)
+    node = follower(chain, term=1)
+    node.step("n2", append(1, chain[1], certificate=certify(chain[0], "n2", "n3")))
+    with pytest.raises(InvariantViolation, match="committed"):
+        replace_from(node.core._parts, chain)
+    assert node.log() == chain

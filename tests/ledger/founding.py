@@ -119,6 +119,12 @@ def addition(record: str, subject: str = "subject", body: int = 0) -> records.Ad
     return records.Add(body=body, record=sha256(record.encode()), subject=sha256(subject.encode()))
 
 
+def amendment(record: str, version: int, subject: str = "subject", body: int = 0) -> records.Amend:
+    return records.Amend(
+        body=body, record=sha256(record.encode()), subject=sha256(subject.encode()), version=version
+    )
+
+
 class Ledger:
     """State and ids in two dicts, and blocks executed upon them: the smallest StateView."""
 

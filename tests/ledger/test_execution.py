@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ledger.block import BLOCK_HASH
+from ledger.contracts import Action
 from ledger.contracts.context import VALUE_BYTES_MAX, Context
 from ledger.encoding import decode, encode
 from ledger.errors import Rejection
@@ -29,6 +30,7 @@ from tests.ledger.founding import (
     Ledger,
     account_of,
     addition,
+    amendment,
     registration,
     revocation,
     rotation,
@@ -283,7 +285,8 @@ def transactions(draw: st.DrawFn) -> Transaction:
     until = draw(st.integers(NOW_MS + 3, NOW_MS + 30))
     if by in MEMBERS and draw(st.sampled_from((True, True, False))):
         record = draw(st.text("rst", min_size=1, max_size=3))
-        return sign([addition(record)], by=by, key=key, bodies=[b"x"], until=until)
+        write: Action = draw(st.sampled_from((addition(record), amendment(record, 1), amendment(record, 2))))
+        return sign([write], by=by, key=key, bodies=[b"x"], until=until)
     name = st.sampled_from((by,) if by in MEMBERS else MEMBERS)
     version = st.sampled_from((1, 1, 2))
     role = st.sampled_from(("admin", "clinician", "clinician"))

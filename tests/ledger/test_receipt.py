@@ -41,7 +41,7 @@ class Chain:
     leaves: list[bytes] = field(default_factory=list)
     results: list[list[TxResult]] = field(default_factory=list)
     nodes: dict[tuple[int, int], bytes] = field(default_factory=dict)
-    pages: dict[bytes, bytes] = field(default_factory=dict)
+    pages: dict[bytes, state_tree.Page] = field(default_factory=dict)
 
     def get(self, level: int, index: int) -> bytes | None:
         return self.nodes.get((level, index))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ledger.contracts import records
+from ledger.contracts import Action, records
 from ledger.contracts.context import BodyReference, Context, read_as
 from ledger.errors import Rejection
 from ledger.keys import sha256
@@ -12,6 +12,7 @@ from tests.ledger.founding import (
     Ledger,
     account_of,
     addition,
+    amendment,
     registration,
     revocation,
     sign,
@@ -21,7 +22,11 @@ from tests.ledger.founding import (
 @pytest.fixture
 def ledger() -> Ledger:
     ledger = Ledger()
-    members = [registration("doctor", "clinician"), registration("patient", "patient")]
+    members = [
+        registration("doctor", "clinician"),
+        registration("colleague", "clinician"),
+        registration("patient", "patient"),
+    ]
     second = [registration("surgeon", "clinician", admin="south-admin")]
     assert ledger.run(sign(members, by="north-admin"), sign(second, by="south-admin")) == ["ok", "ok"]
     return ledger
@@ -29,6 +34,10 @@ def ledger() -> Ledger:
 
 def record(ledger: Ledger, name: str) -> records.Record | None:
     return read_as(ledger.get, records.Record, records.record_path(sha256(name.encode())))
+
+
+def version(ledger: Ledger, name: str, number: int) -> records.Record | None:
+    return read_as(ledger.get, records.Record, records.version_path(sha256(name.encode()), number))
 
 
 def subject(ledger: Ledger, name: str) -> records.Subject | None:
@@ -107,8 +116,101 @@ def test_an_author_s_end_does_not_touch_what_was_written(ledger: Ledger) -> None
     assert record(ledger, "r") == kept is not None
 
 
+def test_an_amendment_replaces_a_version_and_keeps_it(ledger: Ledger) -> None:
+    first = sign([addition("r")], by="doctor", bodies=[b"sealed"])
+    assert ledger.run(sign([addition("older")], by="surgeon", bodies=[b"x"]), first) == ["ok", "ok"]
+    assert ledger.run(sign([addition("newer")], by="surgeon", bodies=[b"y"])) == ["ok"]
+    original, head = record(ledger, "r"), subject(ledger, "subject")
+    assert original is not None
+    amending = sign([amendment("r", 1)], by="doctor", bodies=[b"sealed again"])
+    assert ledger.run(amending, at_ms=ledger.time_ms + 9) == ["ok"]
+    assert record(ledger, "r") == records.Record(
+        author=account_of("doctor"),
+        body=BodyReference(commitment=body_commitment(b"sealed again"), size=12),
+        format=1,
+        height=4,
+        organisation="north",
+        previous=sha256(b"older"),
+        subject=sha256(b"subject"),
+        time=ledger.time_ms,
+        transaction=amending.id,
+        version=2,
+    )
+    assert version(ledger, "r", 1) == original
+    assert version(ledger, "r", 2) is None
+    assert subject(ledger, "subject") == head
+
+
+def test_every_version_stays(ledger: Ledger) -> None:
+    assert ledger.run(sign([addition("r")], by="doctor", bodies=[b"1"])) == ["ok"]
+    for number in range(1, 5):
+        assert ledger.run(sign([amendment("r", number)], by="doctor", bodies=[b"%d" % (number + 1)])) == ["ok"]
+    kept = [version(ledger, "r", number) for number in range(1, 5)] + [record(ledger, "r")]
+    assert [each.version for each in kept if each is not None] == [1, 2, 3, 4, 5]
+    assert [each.body.commitment for each in kept if each is not None] == [
+        body_commitment(b"%d" % number) for number in range(1, 6)
+    ]
+
+
+def test_a_colleague_amends_what_an_author_who_left_wrote(ledger: Ledger) -> None:
+    assert ledger.run(sign([addition("r")], by="doctor", bodies=[b"x"])) == ["ok"]
+    assert ledger.run(sign([revocation("doctor", 1)], by="north-admin")) == ["ok"]
+    assert ledger.run(sign([amendment("r", 1)], by="colleague", bodies=[b"y"])) == ["ok"]
+    newest, kept = record(ledger, "r"), version(ledger, "r", 1)
+    assert newest is not None
+    assert kept is not None
+    assert (kept.author, newest.author) == (account_of("doctor"), account_of("colleague"))
+    assert ledger.run(sign([amendment("r", 2)], by="doctor", bodies=[b"z"])) == ["revoked"]
+
+
+@pytest.mark.parametrize(
+    ("by", "action", "code"),
+    [
+        ("patient", amendment("r", 1), "not_clinician"),
+        ("north-admin", amendment("r", 1), "not_clinician"),
+        ("patient", amendment("none", 1), "not_clinician"),
+        ("doctor", amendment("none", 1), "no_such_record"),
+        ("doctor", amendment("r", 1, "another"), "no_such_record"),
+        ("surgeon", amendment("r", 1, "another"), "no_such_record"),
+        ("surgeon", amendment("r", 1), "not_allowed"),
+        ("surgeon", amendment("r", 7), "not_allowed"),
+        ("doctor", amendment("r", 2), "stale_version"),
+        ("colleague", amendment("r", 2**53), "stale_version"),
+    ],
+)
+def test_an_amendment_is_refused(ledger: Ledger, by: str, action: records.Amend, code: str) -> None:
+    assert ledger.run(sign([addition("r")], by="doctor", bodies=[b"x"])) == ["ok"]
+    before = dict(ledger.state)
+    assert ledger.run(sign([action], by=by, bodies=[b"y"])) == [code]
+    assert ledger.state == before
+
+
+def test_one_of_two_amendments_of_the_same_version_wins(ledger: Ledger) -> None:
+    assert ledger.run(sign([addition("r")], by="doctor", bodies=[b"x"])) == ["ok"]
+    assert ledger.run(
+        sign([amendment("r", 1)], by="doctor", bodies=[b"y"]),
+        sign([amendment("r", 1)], by="colleague", bodies=[b"z"]),
+    ) == ["ok", "stale_version"]
+    newest = record(ledger, "r")
+    assert newest is not None
+    assert (newest.version, newest.author) == (2, account_of("doctor"))
+
+
+def test_a_record_is_added_and_amended_at_once_or_not_at_all(ledger: Ledger) -> None:
+    both: list[Action] = [addition("r"), amendment("r", 1, body=1), amendment("r", 2, body=2)]
+    assert ledger.run(sign(both, by="doctor", bodies=[b"x", b"y", b"z"])) == ["ok"]
+    newest = record(ledger, "r")
+    assert newest is not None
+    assert (newest.version, newest.body.commitment) == (3, body_commitment(b"z"))
+    before = dict(ledger.state)
+    stale = [amendment("r", 3), amendment("r", 3, body=1)]
+    assert ledger.run(sign(stale, by="doctor", bodies=[b"v", b"w"])) == ["stale_version"]
+    assert ledger.state == before
+
+
 def test_a_body_that_the_transaction_does_not_have(ledger: Ledger) -> None:
     """The decoder refuses such a transaction; the contract does not rely on it."""
+    assert ledger.run(sign([addition("known")], by="doctor", bodies=[b"x"])) == ["ok"]
     context = Context(
         below=ledger.get,
         chain=CHAIN,
@@ -121,4 +223,6 @@ def test_a_body_that_the_transaction_does_not_have(ledger: Ledger) -> None:
     for index in (-1, 1, 63):
         with pytest.raises(Rejection, match="body_missing"):
             records.add(context, addition("r", body=index))
+        with pytest.raises(Rejection, match="body_missing"):
+            records.amend(context, amendment("known", 1, body=index))
     assert context.writes == {}

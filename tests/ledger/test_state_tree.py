@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from ledger import state_tree
 from ledger.errors import MissingNode, Rejection
-from ledger.state_tree import EMPTY, OtherLeaf, StateProof, prove, tree_key, update, verify_proof
+from ledger.state_tree import (
+    EMPTY,
+    OtherLeaf,
+    Page,
+    StateProof,
+    decode_page,
+    prove,
+    tree_key,
+    update,
+    verify_proof,
+)
 
 State = dict[str, bytes]
 Changes = dict[str, bytes | None]
@@ -52,9 +62,10 @@ class Pages:
         self.stored: dict[bytes, bytes] = {}
         self.reads: list[bytes] = []
 
-    def read(self, path: bytes) -> bytes | None:
+    def read(self, path: bytes) -> Page | None:
         self.reads.append(path)
-        return self.stored.get(path)
+        data = self.stored.get(path)
+        return None if data is None else decode_page(data)
 
     def apply(self, changes: Changes) -> bytes:
         root, pages = update(self.read, changes)
@@ -62,8 +73,12 @@ class Pages:
             if page is None:
                 del self.stored[path]
             else:
-                assert self.stored.get(path) != page
-                self.stored[path] = page
+                data = page.encode()
+                assert self.stored.get(path) != data
+                # What a change leaves in memory is what the stored bytes say.
+                again = decode_page(data)
+                assert (again.slots, again.nodes, again.crowded) == (page.slots, page.nodes, page.crowded)
+                self.stored[path] = data
         assert state_tree.root(self.read) == root
         return root
 
@@ -212,4 +227,25 @@ def test_a_lost_page_is_named() -> None:
 )
 def test_a_malformed_page_is_refused(page: bytes) -> None:
     with pytest.raises(Rejection, match="bad_page"):
-        state_tree.root({b"": page}.get)
+        decode_page(page)
+
+
+def test_a_page_that_its_parent_does_not_name_is_refused() -> None:
+    pages = built(dict.fromkeys(KEYS, b""))
+    path = max(pages.stored, key=len)
+    key = next(key for key in KEYS if tree_key(key).hex().startswith("".join(f"{n:x}" for n in path)))
+    other = built(dict.fromkeys(KEYS, b"other")).stored[path]
+    pages.stored[path] = other
+    with pytest.raises(Rejection, match="bad_page"):
+        prove(pages.read, key)
+    with pytest.raises(Rejection, match="bad_page"):
+        update(pages.read, {key: b"new"})
+
+
+def test_a_change_leaves_the_page_it_began_with_as_it_was() -> None:
+    pages = built({f"records/{number}": b"%d" % number for number in range(100)})
+    held = {path: decode_page(data) for path, data in pages.stored.items()}
+    root = state_tree.root(held.get)
+    update(held.get, {f"records/{number}": None if number % 2 else b"new" for number in range(150)})
+    assert state_tree.root(held.get) == root
+    assert {path: page.encode() for path, page in held.items()} == pages.stored

@@ -29,6 +29,7 @@ from tests.ledger.founding import (
     CHAIN,
     NOW_MS,
     addition,
+    amendment,
     make_envelope,
     make_genesis,
     registration,
@@ -77,10 +78,12 @@ def test_every_action_survives_the_wire() -> None:
         rotation("n", "n-2", 1),
         revocation("n", 2),
         addition("r"),
+        amendment("r", 1, body=1),
     ]
     assert {type(action) for action in actions} == set(HANDLERS)
-    assert sign(actions, by="doctor", bodies=[b"x"]).envelope.actions == actions
-    assert {"member.register", "member.rotate", "member.revoke", "record.add"} == ACTION_NAMES
+    assert sign(actions, by="doctor", bodies=[b"x", b"y"]).envelope.actions == actions
+    known = {"member.register", "member.rotate", "member.revoke", "record.add", "record.amend"}
+    assert known == ACTION_NAMES
 
 
 def test_the_id_leaves_the_signature_out_and_the_hash_does_not() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from consensus.messages import HardState
-from ledger.block import Block, decode_block
+from ledger.block import Block, decode_block, stored_transactions
 from ledger.contracts import identity
 from ledger.contracts.context import read_as
 from ledger.contracts.records import Record, Subject, record_path, subject_path
@@ -15,6 +15,7 @@ from ledger.request import ReadRequest
 from node.admission import Admission
 from node.http_types import (
     Evidence,
+    ExecutedBlock,
     Head,
     Heights,
     Member,
@@ -48,6 +49,7 @@ class FakeBackend:
         self.timeouts_s: list[float] = []
         self.waiting = asyncio.Event()
         self.committed = asyncio.Event()
+        self.grown = asyncio.Event()
         self._admission = Admission(
             self.chain_id,
             self.pool,
@@ -74,6 +76,8 @@ class FakeBackend:
         store = self.chain.store
         store.persist(None, [entry_of(block)], bodies, HardState(block.header.term, None))
         store.commit(block, certify(block))
+        self.grown.set()
+        self.grown.clear()
 
     def now_ms(self) -> int:
         return self.clock_ms
@@ -127,6 +131,15 @@ class FakeBackend:
         return StoredBlock(
             decode_block(store.block_data(height), BLOCK_BYTES_MAX), certificate.encode() if certificate else None
         )
+
+    def executed_block(self, height: int) -> ExecutedBlock:
+        store = self.chain.store
+        transactions = stored_transactions(store.block_data(height))
+        return ExecutedBlock(store.roots(height).time_ms, transactions, store.encoded_results(height))
+
+    async def executed(self, height: int) -> None:
+        while self.chain.store.executed_height < height:
+            await self.grown.wait()
 
     def state(self, key: str) -> bytes | None:
         return self.chain.store.get(key)

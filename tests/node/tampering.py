@@ -42,6 +42,14 @@ def resealed(
     return seal_block(msgspec.structs.replace(header, **changes), inside, key)
 
 
+async def successor(cluster: Cluster, leader: str) -> str:
+    """The first other leader that a majority follows."""
+    await cluster.until(lambda: cluster.leader() not in (None, leader))
+    found = cluster.leader()
+    assert found is not None
+    return found
+
+
 @dataclass
 class LyingLeader:
     """A Cluster's `rewrite`: every block with transactions that `leader` sends to `victims` is changed by `change`.

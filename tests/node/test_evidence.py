@@ -18,7 +18,7 @@ from storage.store import EVIDENCE_BYTES_MAX
 from tests.node.cluster import Cluster
 from tests.node.entrance import at_rest, newcomer
 from tests.node.members import transact
-from tests.node.tampering import LyingLeader, entry_of, key_of_node, resealed
+from tests.node.tampering import LyingLeader, entry_of, key_of_node, resealed, successor
 
 A, B, C = (bytes([letter]) * 32 for letter in b"abc")
 
@@ -212,7 +212,7 @@ async def test_honest_nodes_leave_no_evidence() -> None:
             assert leader is not None
             assert await transact(cluster, leader, newcomer(cluster, now_ms())) == "ok"
             await cluster.kill(leader)
-            await cluster.until(lambda leader=leader: cluster.leader() not in (None, leader))
+            await successor(cluster, leader)
             await cluster.start(leader)
             await cluster.until(lambda: at_rest(cluster))
         assert all(not shown(cluster, node_id) for node_id in cluster.members)

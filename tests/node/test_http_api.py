@@ -8,7 +8,8 @@ import aiohttp
 import pytest
 
 from node.config import ProviderSection
-from node.http_api import ENDPOINTS, provider_port
+from node.endpoints import ENDPOINTS
+from node.http_api import provider_port
 from node.problems import PROBLEMS
 from tests.ledger.founding import (
     GENESIS,

@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+from urllib.parse import quote_from_bytes
 
 STRING_BYTES_MIN = 8
 PIECE_BYTES = 32
@@ -55,7 +56,8 @@ def forms(text: bytes) -> Iterator[tuple[str, bytes]]:
 
     raw; hex and HEX; base64+0, +1, +2: that part of its base64 which does not depend on what stands around it when
     it begins at that offset of a group of three, in both alphabets; json: escaped as in JSON, with and without
-    escapes for what is not ASCII; json-twice: JSON within a string of JSON.
+    escapes for what is not ASCII; json-twice: JSON within a string of JSON, as where a log or an error quotes JSON;
+    percent: as in a URL.
     """
     yield "raw", text
     yield "hex", text.hex().encode()
@@ -69,6 +71,8 @@ def forms(text: bytes) -> Iterator[tuple[str, bytes]]:
     twice = [each for one in once for each in _escaped(one)]
     yield from (("json", each) for each in _distinct(*once) if each != text)
     yield from (("json-twice", each) for each in _distinct(*twice) if each not in (text, *once))
+    if (quoted := quote_from_bytes(text, safe="").encode()) != text:
+        yield "percent", quoted
 
 
 class Finder:

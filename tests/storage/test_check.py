@@ -10,9 +10,10 @@ from ledger.encoding import decode, encode
 from ledger.keys import sha256
 from ledger.transaction import body_commitment, decode_transaction
 from storage import schema
-from storage.check import PROBLEMS_MAX, CheckReport, Problem, check_path, check_store
+from storage.check import BLOCKS, RECORDS, check_path, check_store
 from storage.leveldb import LevelDb
 from storage.port import StorageFailure
+from storage.report import PROBLEMS_MAX, CheckReport, Problem
 from tests.fakes.disk import PowerLossDisk
 from tests.ledger.founding import GENESIS, NOW_MS, registration, rotation, sign
 from tests.storage.chains import Chain, body_of, certify, doctor, node_key, record
@@ -36,7 +37,7 @@ def grown() -> PowerLossDisk:
 
 
 def check(disk: PowerLossDisk) -> CheckReport:
-    return check_store(disk, GENESIS, PowerLossDisk(), lambda height, of: None)
+    return check_store(disk, GENESIS, PowerLossDisk(), lambda stage, done, of: None)
 
 
 def everything(disk: PowerLossDisk) -> list[tuple[bytes, bytes]]:
@@ -48,13 +49,15 @@ def named(report: CheckReport) -> list[tuple[int | None, str]]:
 
 
 def test_a_sound_store_passes_and_progress_is_told() -> None:
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, int, int]] = []
     disk = grown()
     assert {key[0] for key, _ in everything(disk)} == set(b"bldrcxtsphume"), "every table has something"
-    report = check_store(disk, GENESIS, PowerLossDisk(), lambda height, of: told.append((height, of)))
+    report = check_store(disk, GENESIS, PowerLossDisk(), lambda *step: told.append(step))
     assert report == CheckReport(last_height=7, executed_height=6, transactions=8, bodies=5)
     assert report.ok
-    assert told == [(height, 7) for height in range(1, 8)]
+    assert told[:-1] == [(BLOCKS, height, 7) for height in range(1, 8)]
+    stage, done, of = told[-1]
+    assert (stage, done) == (RECORDS, of)
 
 
 def test_a_store_of_genesis_alone_passes() -> None:
@@ -315,7 +318,7 @@ def test_a_folder(tmp_path: Path) -> None:
     chain.add(doctor())
     chain.add(record("r"))
     with pytest.raises(StorageFailure, match="in use"):
-        check_path(tmp_path / "db", GENESIS, lambda height, of: None)
+        check_path(tmp_path / "db", GENESIS, lambda stage, done, of: None)
     chain.store.close()
-    report = check_path(tmp_path / "db", GENESIS, lambda height, of: None)
+    report = check_path(tmp_path / "db", GENESIS, lambda stage, done, of: None)
     assert report == CheckReport(last_height=2, executed_height=2, transactions=2, bodies=1)

@@ -1,0 +1,180 @@
+"""What one height of the chain must hold by itself: block, link, signatures, bodies, certificate.
+
+Shared by the whole check and by the one at boot. Nothing stored is trusted: keys follow from heights and from
+blocks, and what cannot be read is a problem like another.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from ledger.block import Block, decode_block, verify_header
+from ledger.errors import Rejection
+from ledger.finality import Certificate, decode_certificate, make_certificate, verify_certificate
+from ledger.genesis import Genesis
+from ledger.transaction import body_commitment, check_signature
+from storage import schema
+from storage.log import BLOCK_BYTES_MAX, genesis_link
+from storage.port import KeyValue, StorageFailure
+from storage.report import CheckReport, Problem
+from storage.schema import Link
+
+T = TypeVar("T")
+
+# Which file holds a key, as far as can be told.
+FileOf = Callable[[bytes], str | None]
+
+
+def no_file(key: bytes) -> str | None:
+    """For databases that are no folder."""
+    return None
+
+
+class Heights:
+    """Reads a store that nobody writes to; what is wrong goes into `report`."""
+
+    def __init__(self, kv: KeyValue, genesis: Genesis, report: CheckReport, file_of: FileOf) -> None:
+        self.report = report
+        self.chain = genesis.chain_id()
+        self._kv = kv
+        self._genesis = genesis
+        self._keys = genesis.node_keys()
+        self._voters = {node: self._keys[node] for node in genesis.configuration().voters}
+        self._configuration = genesis.configuration().digest()
+        self._file_of = file_of
+
+    def add(self, height: int | None, key: bytes, fault: str) -> None:
+        """A problem with the record at `key`."""
+        self.report.add(Problem(height, schema.name_of(key), fault, self._file_of(key)))
+
+    def read(self, key: bytes, height: int | None, *, required: bool = True) -> bytes | None:
+        """A stored value; None, and a problem, where it cannot be read or is missing though `required`."""
+        try:
+            value = self._kv.get(key)
+        except StorageFailure as error:
+            self.add(height, key, f"{error}")
+            return None
+        if value is None and required:
+            self.add(height, key, "it is missing")
+        return value
+
+    def end(self, key: bytes, shape: type[T], key_at: Callable[[int], bytes]) -> tuple[T | None, int, str]:
+        """The sealed record of an end; or None, the highest height up to which every `key_at` has something, and
+        what is wrong.
+        """
+        try:
+            data = self._kv.get(key)
+            if data is not None:
+                return schema.unseal(shape, data, schema.name_of(key)), 0, ""
+            fault = "it is missing"
+        except StorageFailure as error:
+            fault = str(error)
+        height = 0
+        while self._stands(key_at(height + 1)):
+            height += 1
+        return None, height, fault
+
+    def _stands(self, key: bytes) -> bool:
+        try:
+            return self._kv.get(key) is not None
+        except StorageFailure:
+            return True
+
+    def link(self, height: int) -> Link | None:
+        """The link at `height`, from 0."""
+        data = self.read(schema.link_key(height), height)
+        if data is None:
+            return None
+        try:
+            link = schema.decode_link(data, height)
+        except StorageFailure as error:
+            self.add(height, schema.link_key(height), str(error))
+            return None
+        if height == 0 and link != genesis_link(self.chain):
+            self.add(0, schema.link_key(0), "it is not what genesis gives")
+        return link
+
+    def block(self, height: int) -> Block | None:
+        """The block at `height`, from 1."""
+        data = self.read(schema.block_key(height), height)
+        if data is None:
+            return None
+        try:
+            return decode_block(data, BLOCK_BYTES_MAX)
+        except Rejection as error:
+            self.add(height, schema.block_key(height), str(error))
+            return None
+
+    def check_link(self, height: int, link: Link | None, block: Block) -> None:
+        """The link says what the block says."""
+        header = block.header
+        if link is not None and link != Link(header.term, block.hash, header.parent):
+            self.add(height, schema.link_key(height), "it is not what the block says")
+
+    def check_header(self, height: int, block: Block, parent: Block | None, below: Link) -> None:
+        """The rules that join a header to the one below it. `parent` is None above genesis and where it cannot
+        be read; `below` is its place in the chain, with an empty hash where that is unknown.
+        """
+        header = block.header
+        rules = [
+            (header.height == height, "it is of another height"),
+            (header.chain == self.chain, "it is of another chain"),
+            (header.parent == below.hash or not below.hash, "it names another parent"),
+            (header.configuration == self._configuration, "it names another configuration"),
+            (header.term >= below.term, "its term falls"),
+            (header.proposer in self._voters, "its proposer is no voter"),
+        ]
+        if parent is not None:
+            rules.append((header.time > parent.header.time, "its time is not after its parent's"))
+            rules.append((header.executed_height >= parent.header.executed_height, "its executed height falls"))
+        elif height == 1:
+            rules.append((header.time > self._genesis.time, "its time is not after genesis"))
+        key = self._keys.get(header.proposer)
+        signed = key is None or verify_header(block.hash, block.signature, key)
+        rules.append((signed, "the header's signature does not verify"))
+        for holds, fault in rules:
+            if not holds:
+                self.add(height, schema.block_key(height), fault)
+
+    def check_transactions(self, height: int, block: Block) -> None:
+        """Every signature, and every body against its commitment."""
+        for index, transaction in enumerate(block.transactions):
+            self.report.transactions += 1
+            try:
+                check_signature(transaction, self.chain)
+            except Rejection as error:
+                self.add(height, schema.block_key(height), f"transaction {index}: {error}")
+            for reference in transaction.envelope.bodies:
+                key = schema.body_key(reference.commitment)
+                body = self.read(key, height)
+                if body is None:
+                    continue
+                self.report.bodies += 1
+                if len(body) != reference.size or body_commitment(body) != reference.commitment:
+                    self.add(height, key, "it does not match its commitment")
+
+    def certificate(self, height: int, block: Block) -> Certificate | None:
+        """This height's certificate. Where one must be but is not, or is damaged: one without signatures."""
+        key = schema.certificate_key(height)
+        stand_in = make_certificate(block.header.term, height, block.hash, [])
+        claimed = self._claims_certificate(height)
+        data = self.read(key, height, required=claimed)
+        if data is None:
+            return stand_in if claimed else None
+        try:
+            certificate = decode_certificate(data)
+            verify_certificate(certificate, self.chain, self._voters)
+            found = (certificate.height, certificate.hash, certificate.term)
+            if found != (height, block.hash, block.header.term):
+                raise Rejection("bad_certificate", "it certifies another block")
+        except Rejection as error:
+            self.add(height, key, str(error))
+            return stand_in
+        return certificate
+
+    def _claims_certificate(self, height: int) -> bool:
+        """Whether the stored roots say that this very height has a certificate. They are checked elsewhere."""
+        try:
+            data = self._kv.get(schema.roots_key(height))
+            return data is not None and schema.decode_roots(data, height).certified == height
+        except StorageFailure:
+            return False
