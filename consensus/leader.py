@@ -194,6 +194,8 @@ class Leadership:
 
     @property
     def refused_by_quorum(self) -> bool:
-        """Whether as many other voters as a quorum has members refuse; all of them, where there are fewer."""
-        voters = len(self._parts.log.configurations.current.voters)
-        return 0 < min(quorum(voters), voters - 1) <= len(self._refusers)
+        """Whether a quorum of other voters refuses: enough to elect one of themselves without this node's vote.
+
+        With fewer, standing aside could leave nobody who can be elected, so this node may try again.
+        """
+        return len(self._refusers) >= quorum(len(self._parts.log.configurations.current.voters))

@@ -15,7 +15,6 @@ decides and says why. The two ways never disagree; they differ in cost, tenfold.
 
 import re
 from collections.abc import Iterable
-from functools import cache
 from typing import Any, TypeVar
 
 import msgpack
@@ -35,10 +34,19 @@ T = TypeVar("T")
 # Where the library's message quotes the input, which may be content that no message of ours may hold.
 _ECHO = re.compile(r"""(unknown field|value) (?:([`'"]).*\2|-?[0-9]+)(?= - at `|\Z)""", re.DOTALL)
 _SCALARS = frozenset((bytes, str, int, bool, type(None)))
-_PLAIN = (inspect.BytesType, inspect.StrType, inspect.IntType, inspect.BoolType, inspect.NoneType, inspect.LiteralType)
+_PLAIN = (
+    inspect.BytesType,
+    inspect.StrType,
+    inspect.IntType,
+    inspect.BoolType,
+    inspect.NoneType,
+    inspect.LiteralType,
+)
 # What the library's typed coders raise. None of it decides: the long way does.
 _DOUBTS = (ValueError, TypeError, OverflowError, RecursionError)
 _encode_typed = msgspec.msgpack.Encoder(order="sorted").encode
+# By shape, of which there are as many as this code names.
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any] | None] = {}
 
 
 def encode(value: object) -> bytes:
@@ -104,10 +112,12 @@ def convert(shape: type[T], value: object) -> T:
         raise Rejection("bad_structure", _ECHO.sub(r"\1", str(error))) from None
 
 
-@cache
 def _decoder_of(shape: Any) -> msgspec.msgpack.Decoder[Any] | None:
     """The typed decoder of a shape whose values all keep the rules above; None if some might not."""
-    return msgspec.msgpack.Decoder(shape) if _keeps_rules(inspect.type_info(shape), DEPTH_MAX) else None
+    if shape not in _decoders:
+        keeps = _keeps_rules(inspect.type_info(shape), DEPTH_MAX)
+        _decoders[shape] = msgspec.msgpack.Decoder(shape) if keeps else None
+    return _decoders[shape]
 
 
 def _keeps_rules(form: inspect.Type, depth: int) -> bool:

@@ -22,6 +22,7 @@ also keeps the hashes of its four levels, so that a change costs the hashes on i
 Slot 0 is the lowest bit of a mask. Numbers are big-endian.
 """
 
+import struct
 from collections.abc import Callable, Mapping
 from typing import Annotated, Final
 
@@ -36,7 +37,7 @@ DEPTH_MAX = 256
 PAGE_FORMAT = 1
 
 _SLOTS = 16
-_HEADER_BYTES = 5
+_HEADER = struct.Struct(">BHH")
 _LEAF_BYTES = 2 * HASH_BYTES
 
 _key_hash = sha256_after(tag("state-key"))
@@ -53,15 +54,17 @@ class Page:
     """One page, never changed once made.
 
     `nodes` are the hashes of its subtrees as a heap: 1 is the page itself, 2k and 2k + 1 lie below k, the slots
-    are 16 to 31. Bit k of `crowded` says that more than one leaf lies below node k.
+    are 16 to 31. Bit k of `crowded` says that more than one leaf lies below node k, bit n of `leaves` that slot n
+    holds a leaf.
     """
 
-    __slots__ = ("crowded", "nodes", "slots")
+    __slots__ = ("crowded", "leaves", "nodes", "slots")
 
-    def __init__(self, slots: list[_Slot], nodes: list[bytes], crowded: int) -> None:
+    def __init__(self, slots: list[_Slot], nodes: list[bytes], crowded: int, leaves: int) -> None:
         self.slots: Final = slots
         self.nodes: Final = nodes
         self.crowded: Final = crowded
+        self.leaves: Final = leaves
 
     @property
     def hash(self) -> bytes:
@@ -75,14 +78,8 @@ class Page:
         return hash(self.hash)
 
     def encode(self) -> bytes:
-        leaf_mask = child_mask = 0
-        for number, slot in enumerate(self.slots):
-            if len(slot) == _LEAF_BYTES:
-                leaf_mask |= 1 << number
-            elif slot:
-                child_mask |= 1 << number
-        masks = leaf_mask << 16 | child_mask
-        return PAGE_FORMAT.to_bytes(1, "big") + masks.to_bytes(4, "big") + b"".join(self.slots)
+        # A slot is crowded exactly where it holds a child.
+        return _HEADER.pack(PAGE_FORMAT, self.leaves, self.crowded >> _SLOTS) + b"".join(self.slots)
 
 
 ReadPage = Callable[[bytes], Page | None]
@@ -109,14 +106,14 @@ def tree_key(key: str) -> bytes:
 
 def decode_page(data: bytes) -> Page:
     """Raises Rejection("bad_page") unless `data` is exactly what `Page.encode` gives for some slots."""
-    if len(data) <= _HEADER_BYTES or data[0] != PAGE_FORMAT:
+    if len(data) <= _HEADER.size or data[0] != PAGE_FORMAT:
         raise Rejection("bad_page", "not a state page of a known format")
-    leaf_mask, child_mask = data[1] << 8 | data[2], data[3] << 8 | data[4]
-    expected = _HEADER_BYTES + _LEAF_BYTES * leaf_mask.bit_count() + HASH_BYTES * child_mask.bit_count()
+    _, leaf_mask, child_mask = _HEADER.unpack_from(data)
+    expected = _HEADER.size + _LEAF_BYTES * leaf_mask.bit_count() + HASH_BYTES * child_mask.bit_count()
     if leaf_mask & child_mask or len(data) != expected:
         raise Rejection("bad_page", "masks and length of a state page disagree")
     slots = _NO_PAGE.slots.copy()
-    offset = _HEADER_BYTES
+    offset = _HEADER.size
     used = leaf_mask | child_mask
     while used:
         bit = used & -used
@@ -275,38 +272,40 @@ def _merge(present: _Slot, changes: list[_Change]) -> list[_Change]:
 
 def _page(before: Page, slots: list[_Slot], touched: list[int]) -> Page:
     """The page with these slots, of which those `touched`, ascending, differ from `before`."""
-    nodes, crowded = before.nodes.copy(), before.crowded
-    level = []
-    for number in touched:
+    nodes, crowded, leaves = before.nodes.copy(), before.crowded, before.leaves
+    for number, following in zip(touched, [*touched[1:], -_SLOTS], strict=True):
         node, slot = _SLOTS + number, slots[number]
-        level.append(node)
         if len(slot) == HASH_BYTES:
             nodes[node] = slot
             crowded |= 1 << node
-        else:
-            nodes[node] = _leaf_hash(slot) if slot else EMPTY
+            leaves &= ~(1 << number)
+        elif slot:
+            nodes[node] = _leaf_hash(slot)
             crowded &= ~(1 << node)
-    while level[0] > 1:
-        above: list[int] = []
-        for child in level:
-            node = child >> 1
-            if above and above[-1] == node:
-                continue
-            above.append(node)
+            leaves |= 1 << number
+        else:
+            nodes[node] = EMPTY
+            crowded &= ~(1 << node)
+            leaves &= ~(1 << number)
+        # Up to the page's own node, or to one that the next touched slot will pass too.
+        passed_later = _SLOTS + following
+        while node > 1:
+            node >>= 1
+            passed_later >>= 1
+            if node == passed_later:
+                break
             left, right = nodes[2 * node], nodes[2 * node + 1]
-            many = crowded >> 2 * node & 3
             # EMPTY is compared by identity: the only one that arises in here, and cheaper.
-            if left is EMPTY and many < 2:
+            if left is EMPTY and not crowded >> 2 * node + 1 & 1:
                 nodes[node] = right
                 crowded &= ~(1 << node)
-            elif right is EMPTY and not many & 1:
+            elif right is EMPTY and not crowded >> 2 * node & 1:
                 nodes[node] = left
                 crowded &= ~(1 << node)
             else:
                 nodes[node] = _inner_hash(left + right)
                 crowded |= 1 << node
-        level = above
-    return Page(slots, nodes, crowded)
+    return Page(slots, nodes, crowded, leaves)
 
 
 def _descend(page: Page, number: int, siblings: list[bytes]) -> _Slot:
@@ -330,4 +329,4 @@ def _nibbles(place: bytes, count: int) -> bytes:
     return bytes(_nibble(place, depth) for depth in range(count))
 
 
-_NO_PAGE = Page([b""] * _SLOTS, [EMPTY] * (2 * _SLOTS), 0)
+_NO_PAGE = Page([b""] * _SLOTS, [EMPTY] * (2 * _SLOTS), crowded=0, leaves=0)

@@ -6,7 +6,7 @@ transaction; trees and caches use the hash of the whole, so that the bytes that 
 that are stored.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -77,8 +77,7 @@ _stored_wire = msgspec.msgpack.Decoder(_Wire)
 _stored_envelope = msgspec.msgpack.Decoder(Envelope)
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
+class Transaction(msgspec.Struct, frozen=True):
     """A decoded transaction. `data` is what came and what is stored; `id` and `hash` are 32 bytes."""
 
     envelope: Envelope
@@ -169,7 +168,7 @@ def body_reference(body: bytes) -> Reference:
     return Reference(commitment=body_commitment(body), size=len(body))
 
 
-def check_bodies(transaction: Transaction, bodies: list[bytes]) -> None:
+def check_bodies(transaction: Transaction, bodies: Sequence[bytes]) -> None:
     """Rejection("body_mismatch") unless `bodies` are, in order, what the envelope commits to."""
     references = transaction.envelope.bodies
     if len(bodies) != len(references):

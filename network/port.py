@@ -140,6 +140,10 @@ class Counters(Protocol):
 
     def frame_moved(self, direction: Direction, kind: str, size_bytes: int) -> None: ...
 
+    def message_decoded(self, seconds: float) -> None:
+        """A message came, and putting it together and decoding it took so much of a processor."""
+        ...
+
 
 class FetchFailed(Exception):  # noqa: N818 - an outcome that callers expect, not a fault
     """No answer to a question put to a peer. `reason`: not_connected, busy, timed_out, disconnected, malformed."""

@@ -13,6 +13,7 @@
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -195,10 +196,13 @@ class PeerServer:
         while (frame := await _frame(peer_socket)) is not None:
             if self._tap is not None:
                 self._tap("in", peer_id, frame)
+            begun_s = time.thread_time()
             done = assembler.feed(frame)
             moved("in", KIND_BY_NUMBER[frame[0]].name, len(frame))
             if done is not None:
-                deliver(peer_id, decode(*done))
+                message = decode(*done)
+                self._counters.message_decoded(time.thread_time() - begun_s)
+                deliver(peer_id, message)
             if frame[1] != Stream.URGENT:
                 # A full buffer never suspends this task: let the other connections have their turn.
                 await asyncio.sleep(0)

@@ -1,12 +1,16 @@
 """The one way into the pool, for clients and peers alike: decode, verify once, admit, hold.
 
 Whatever is refused here leaves no trace but a counter. A transaction that is known already is not checked again and
-counts as accepted.
+counts as accepted. What comes together is judged one by one, but at one time and upon one state, so that the clock
+is asked, and an account is read, once for all of them.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import cache
+from typing import Literal, NamedTuple
 
+from ledger.contracts.context import Read
+from ledger.errors import Rejection
 from ledger.execution import admit
 from ledger.transaction import (
     Transaction,
@@ -15,9 +19,17 @@ from ledger.transaction import (
     decode_transaction,
     transaction_hash,
 )
+from node.metrics import Metrics
 from node.pool import Pool
 
 Source = Literal["client", "peer"]
+
+
+class Admitted(NamedTuple):
+    """A transaction that this node holds now, or has executed; `new` if it did neither before."""
+
+    transaction: Transaction
+    new: bool
 
 
 class Admission:
@@ -27,31 +39,53 @@ class Admission:
         self,
         chain: bytes,
         pool: Pool,
+        metrics: Metrics,
         *,
-        read: Callable[[str], bytes | None],
+        read: Read,
         executed: Callable[[bytes], bool],
         now_ms: Callable[[], int],
         block_time_ms: Callable[[], int],
     ) -> None:
         self._chain = chain
         self._pool = pool
+        self._metrics = metrics
         self._read = read
         self._executed = executed
         self._now_ms = now_ms
         self._block_time_ms = block_time_ms
 
-    def take(self, data: bytes, bodies: Sequence[bytes], source: Source) -> tuple[Transaction, bool]:
-        """The transaction, and whether it is new to this node. Raises Rejection."""
+    def take(self, items: Sequence[tuple[bytes, Sequence[bytes]]], source: Source) -> list[Admitted | Rejection]:
+        """For each signed transaction and its bodies, in order: that it is held now, or why it is refused."""
+        with self._metrics.stages.timed("admit"):
+            # A following clock may lag behind block time, and a leading one run ahead of it: the later of both
+            # decides what has expired, as it will when the transaction is executed.
+            time_ms = max(self._now_ms(), self._block_time_ms())
+            read = cache(self._read)
+            taken = [self._take(data, bodies, source, time_ms, read) for data, bodies in items]
+        new = 0
+        for one in taken:
+            if isinstance(one, Rejection):
+                self._metrics.transactions_refused.labels(one.code).inc()
+            else:
+                new += one.new
+        if new:
+            self._metrics.transactions_admitted.labels(source).inc(new)
+        return taken
+
+    def _take(
+        self, data: bytes, bodies: Sequence[bytes], source: Source, time_ms: int, read: Read
+    ) -> Admitted | Rejection:
         known = self._pool.by_hash(transaction_hash(data))
         if known is not None:
-            return known, False
-        transaction = decode_transaction(data)
-        if transaction.id in self._pool or self._executed(transaction.id):
-            return transaction, False
-        # A following clock may lag behind block time, and a leading one run ahead of it: the later of both decides
-        # what has expired, as it will when the transaction is executed.
-        account = admit(transaction, self._read, max(self._now_ms(), self._block_time_ms()))
-        check_signature(transaction, self._chain)
-        check_bodies(transaction, list(bodies))
-        new = self._pool.add(transaction, bodies, account.organisation, from_peer=source == "peer")
-        return transaction, new
+            return Admitted(known, new=False)
+        try:
+            transaction = decode_transaction(data)
+            if transaction.id in self._pool or self._executed(transaction.id):
+                return Admitted(transaction, new=False)
+            account = admit(transaction, read, time_ms)
+            check_signature(transaction, self._chain)
+            check_bodies(transaction, bodies)
+            new = self._pool.add(transaction, bodies, account.organisation, from_peer=source == "peer")
+        except Rejection as rejection:
+            return rejection
+        return Admitted(transaction, new)

@@ -80,18 +80,14 @@ class NodeBackend:
     def submit(self, items: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Submission]:
         answers: list[Submission] = []
         fresh: list[SharedTransaction] = []
-        for data, bodies in items:
-            try:
-                transaction, new = self._admission.take(data, bodies, "client")
-            except Rejection as rejection:
-                self.metrics.transactions_refused.labels(rejection.code).inc()
-                answers.append(Submission(None, rejection))
+        for one, (_, bodies) in zip(self._admission.take(items, "client"), items, strict=True):
+            if isinstance(one, Rejection):
+                answers.append(Submission(None, one))
                 continue
-            answers.append(Submission(transaction.id, None))
-            if new:
-                fresh.append(SharedTransaction(transaction.data, tuple(bodies)))
+            answers.append(Submission(one.transaction.id, None))
+            if one.new:
+                fresh.append(SharedTransaction(one.transaction.data, tuple(bodies)))
         if fresh:
-            self.metrics.transactions_admitted.labels("client").inc(len(fresh))
             self._share(fresh)
             self._admitted()
         return answers

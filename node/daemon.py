@@ -3,7 +3,7 @@
 exit 0   SIGTERM or SIGINT: stopped serving, answered what was in flight, closed the store
 exit 1   a fault: the log's last line names it
 exit 2   the configuration, a key file or genesis is wrong; nothing was started
-exit 3   the disk failed, or holds what was never written
+exit 3   the disk failed, or holds what was never written: the last line names height, record and file
 exit 4   what is certified contradicts this node: it keeps its store, for people to look at
 exit 5   the other nodes removed this one
 """
@@ -41,12 +41,17 @@ from node.metrics import Metrics
 from node.node import Node, NodeSettings, RemovedError
 from node.peering import NetworkCounters
 from node.pool import PoolLimits
+from storage.boot import check_files, check_newest
 from storage.executed import Divergence
 from storage.leveldb import LevelDb
 from storage.port import StorageFailure
+from storage.report import DamageError
 from storage.store import Store
 
 _log = structlog.get_logger("node.daemon")
+
+# In data_dir.
+STORE_FOLDER = "ledger"
 
 EXIT_FAULT = 1
 EXIT_CONFIGURATION = 2
@@ -122,13 +127,35 @@ def peers_of(config: Config, genesis: Genesis) -> dict[str, Peer]:
     return peers
 
 
+def open_store(folder: Path, genesis: Genesis) -> Store:
+    """The store, checked as far as `storage.boot` says before anything is built on it. Raises StorageFailure."""
+    begin = time.monotonic()
+    files = check_files(folder)
+    kv = LevelDb(folder)
+    try:
+        heights = check_newest(kv, genesis, folder)
+        store = Store(kv, genesis)
+    except BaseException:
+        kv.close()
+        raise
+    _log.info(
+        "store checked",
+        heights=heights,
+        bytes=files.bytes_read,
+        bytes_unchecked=files.bytes_all - files.bytes_read,
+        cut_off=files.cut_off,
+        seconds=round(time.monotonic() - begin, 3),
+    )
+    return store
+
+
 @asynccontextmanager
 async def running(config: Config, identified: Identified, tap: Tap | None = None) -> AsyncIterator[Node]:
     """A node from its files to its ports, ready to serve once a leader is known. Leaving stops it in order."""
     genesis, node_id = identified.genesis, identified.entry.id
     metrics = Metrics()
     offset_ms = config.devnet.clock_offset_ms
-    store = Store(LevelDb(config.node.data_dir / "ledger"), genesis)
+    store = open_store(config.node.data_dir / STORE_FOLDER, genesis)
 
     def make_network(handler: Handler) -> PeerNetwork:
         return PeerNetwork(
@@ -225,7 +252,11 @@ def main(config_path: Path, run: Callable[[Any], None] = uvloop.run) -> int:
             run(serve(config, identified))
         except BaseException as error:  # noqa: BLE001 - the last place: every fault becomes a line and a code
             code, cause = exit_of(error)
-            _log.critical("fault", code=code, detail=detail_of(cause), **fault_fields(cause))
+            damage = damage_fields(cause, config.node.data_dir / STORE_FOLDER)
+            _log.critical("fault", code=code, detail=detail_of(cause), **damage, **fault_fields(cause))
+            if config.logging.file is not None:
+                # Whoever started it by hand looks here.
+                print(f"carequorum node: {detail_of(cause) or type(cause).__name__}", file=sys.stderr)
             return code
         _log.info("stopped")
     return 0
@@ -243,6 +274,22 @@ def exit_of(error: BaseException) -> tuple[int, BaseException]:
 def detail_of(error: BaseException) -> str:
     """The message of faults that name only heights, files and nodes; other messages could carry content."""
     return str(error) if isinstance(error, tuple(kind for kind, _ in EXITS)) else ""
+
+
+def damage_fields(error: BaseException, folder: Path) -> dict[str, int | str | None]:
+    """Where the store is damaged. What LevelDB finds while the node runs does not name the file: it is looked for."""
+    if not isinstance(error, StorageFailure):
+        return {}
+    try:
+        if isinstance(error, DamageError):
+            raise error
+        check_files(folder)
+    except DamageError as found:
+        problem = found.problem
+        return {"height": problem.height, "record": problem.record, "file": problem.file, "problems": found.count}
+    except StorageFailure:
+        pass
+    return {}
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

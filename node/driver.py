@@ -12,8 +12,9 @@ thread; what piles up during a sync goes into the next batch together.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -170,11 +171,7 @@ class Driver:
                 bodies.update(held.bodies)
             begin = time.perf_counter()
             try:
-                await self._in_writer(
-                    lambda batch=batch, bodies=bodies: self._store.persist(  # type: ignore[misc]
-                        batch.truncate_from, batch.entries, bodies, batch.hard_state
-                    )
-                )
+                await self._in_writer(partial(self._persist, batch, bodies))
             except Exception as error:
                 # Nothing that was not stored may ever be acknowledged: latch first, then stop.
                 self.core.disk_failed()
@@ -184,17 +181,23 @@ class Driver:
             self._tail.persisted(batch.entries)
             self._do(lambda seq=batch.seq: self.core.persisted(seq))  # type: ignore[misc]
 
+    def _persist(self, batch: Batch, bodies: Mapping[bytes, bytes]) -> None:
+        begin = time.thread_time()
+        self._store.persist(batch.truncate_from, batch.entries, bodies, batch.hard_state)
+        self._metrics.stages.spent("persist", time.thread_time() - begin)
+
     def _do(self, action: Callable[[], object]) -> None:
         """Let the core act, then carry out what follows. An error of the core's ends the node."""
         if self._failed.done():
             return
         try:
-            try:
-                action()
-            except ProtocolViolation as violation:
-                _log.warning("protocol violation", peer=violation.sender, detail=violation.detail)
-                self._metrics.bad_frames.labels("protocol_violation").inc()
-            self._pump()
+            with self._metrics.stages.timed("decide"):
+                try:
+                    action()
+                except ProtocolViolation as violation:
+                    _log.warning("protocol violation", peer=violation.sender, detail=violation.detail)
+                    self._metrics.bad_frames.labels("protocol_violation").inc()
+                self._pump()
         except Exception as error:  # noqa: BLE001 - whatever it is, a core that raised must not decide again
             self.fail(error)
 

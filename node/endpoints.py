@@ -18,7 +18,10 @@ from node.http_types import (
     BlocksQuery,
     BlockView,
     BodyQuery,
+    CutView,
+    EventIdText,
     EventsQuery,
+    EventView,
     Health,
     NetworkView,
     NoQuery,
@@ -84,7 +87,9 @@ class Endpoint:
     """One row. `handler` is the method of `http_api.ProviderApi` that answers.
 
     `signed`: whether it takes a member's signed request; "records" where only that contract's state does, "subject"
-    where only a request with this parameter does.
+    where only a request with this parameter does. `links` says which operations take something of the answer: the
+    operation, its parameter, and the place in the answer's JSON. `headers` are those of the request that it reads
+    beside Accept and Authorization: name, type, what.
     """
 
     method: Literal["GET", "POST"]
@@ -97,6 +102,7 @@ class Endpoint:
     signed: Literal["never", "records", "subject", "always"] = "never"
     body: Any = None
     links: tuple[tuple[str, str, str], ...] = ()
+    headers: tuple[tuple[str, Any, str], ...] = ()
 
     @property
     def template(self) -> str:
@@ -205,9 +211,16 @@ ENDPOINTS = (
         EventsQuery,
         "events",
         "What happened, as server-sent events",
-        (Answer(EVENTS, "Events named `action`, `failed` and, last of all, `cut`; docs/api.md shows their data."),),
+        (
+            Answer(
+                EVENTS,
+                "Events named `action`, `failed` and, last of all, `cut`. It ends when node or reader ends it.",
+                (EventView, CutView),
+            ),
+        ),
         ("bad_event_id", "busy", "not_ready", *READER),
         signed="subject",
+        headers=(("Last-Event-ID", EventIdText, "Go on after this event, whatever `from` says."),),
     ),
     Endpoint(
         "GET",

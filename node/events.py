@@ -106,6 +106,9 @@ class EventSource:
         height, index = (
             (after.height + 1, 0) if after.ends_block else (after.height, after.index + after.ends_transaction)
         )
+        if height == 0:
+            # Nothing happened in genesis, which is no block; its ids are places to go on after like any.
+            height, index = 1, 0
         while height <= executed:
             block = self._open(height)
             for place in range(index, len(block)):
@@ -165,7 +168,8 @@ class _CutError(Exception):
 class _Reader:
     """One connection and its place in the chain: everything wanted up to `after` was sent.
 
-    `check` raises Rejection when this reader may read no more. `stalled_at_s` is set while bytes wait to be taken.
+    `check` raises Rejection when this reader may read no more. `stalled_at_s` is set while bytes wait to be taken;
+    `unsent` is the write that never ended, of a reader that was cut for it.
     """
 
     def __init__(
@@ -180,7 +184,8 @@ class _Reader:
         self.after = after
         self.transport = transport
         self.stalled_at_s: float | None = None
-        self.dismissed: asyncio.Future[CutReason] = asyncio.get_running_loop().create_future()
+        self.unsent: asyncio.Task[None] | None = None
+        self._dismissed: asyncio.Future[CutReason] = asyncio.get_running_loop().create_future()
         self._source = source
         self._backend = backend
         self._wanted = wanted
@@ -193,34 +198,48 @@ class _Reader:
         return self.transport.is_closing()
 
     def dismiss(self, reason: CutReason) -> None:
-        if not self.dismissed.done():
-            self.dismissed.set_result(reason)
+        if not self._dismissed.done():
+            self._dismissed.set_result(reason)
 
-    async def pump(self, writer: AbstractStreamWriter) -> None:
-        """Send what comes, for ever. Raises _CutError, what a closed connection raises, and StorageFailure."""
-        await self._send(writer, b"retry: %d\n" % RETRY_MS + _heartbeat(self.after))
-        while True:
-            found = await self._source.read(self.after, self._wanted)
-            if found.events:
-                self._require_allowed()
+    async def run(self, writer: AbstractStreamWriter) -> CutReason:
+        """Send what comes, until this reader is cut: why. Raises what a closed connection raises."""
+        try:
+            await self._send(writer, b"retry: %d\n" % RETRY_MS + _heartbeat(self.after))
+            while True:
+                await self._advance(writer)
+        except _CutError as cut:
+            return cut.reason
+        except _GONE:
+            raise
+        # One reader's fault ends its stream only.
+        except Exception as error:  # noqa: BLE001
+            log.error("events_failed", **fault_fields(error))
+            return "internal"
+
+    async def _advance(self, writer: AbstractStreamWriter) -> None:
+        """Send the next slice, then wait until there is another."""
+        found = await self._source.read(self.after, self._wanted)
+        if found.events:
+            self._require_allowed()
             self.after = found.after
-            if found.events:
-                await self._send(writer, found.data)
-                self._backend.metrics.events_sent.inc(found.events)
-            elif time.monotonic() >= self._sent_at_s + HEARTBEAT_S:
+            await self._send(writer, found.data)
+            self._backend.metrics.events_sent.inc(found.events)
+        else:
+            self.after = found.after
+            if time.monotonic() >= self._sent_at_s + HEARTBEAT_S:
                 await self._beat(writer)
-            if not found.more:
-                await self._news(writer)
+        if not found.more:
+            await self._news(writer)
 
     async def _news(self, writer: AbstractStreamWriter) -> None:
         """Wait until the block that comes next is executed; say meanwhile that the connection lives."""
-        height = self.after.height + self.after.ends_block
-        while True:
-            try:
-                async with asyncio.timeout(self._sent_at_s + HEARTBEAT_S - time.monotonic()):
-                    return await self._backend.executed(height)
-            except TimeoutError:
+        executed = asyncio.ensure_future(self._backend.executed(self.after.height + self.after.ends_block))
+        try:
+            while not await self._happens(executed, self._sent_at_s + HEARTBEAT_S - time.monotonic()):
                 await self._beat(writer)
+            executed.result()
+        finally:
+            executed.cancel()
 
     async def _beat(self, writer: AbstractStreamWriter) -> None:
         self._require_allowed()
@@ -228,14 +247,24 @@ class _Reader:
 
     async def _send(self, writer: AbstractStreamWriter, data: bytes) -> None:
         self.stalled_at_s = self._sent_at_s = time.monotonic()
+        # Never cancelled: the library cannot wait for the same connection again after that.
+        sending = asyncio.create_task(_put(writer, data), name="events")
         try:
-            async with asyncio.timeout(UNSENT_S):
-                await writer.write(data)
-                await writer.drain()
-        except TimeoutError:
-            raise _CutError("too_slow") from None
+            if not await self._happens(sending, UNSENT_S):
+                raise _CutError("too_slow")
+            sending.result()
         finally:
             self.stalled_at_s = None
+            if not sending.done():
+                self.unsent = sending
+
+    async def _happens(self, what: asyncio.Future[None], timeout_s: float) -> bool:
+        """Whether it is done within this time. Raises _CutError as soon as this reader is dismissed."""
+        ends: set[asyncio.Future[Any]] = {what, self._dismissed}
+        await asyncio.wait(ends, timeout=max(timeout_s, 0.0), return_when=asyncio.FIRST_COMPLETED)
+        if self._dismissed.done():
+            raise _CutError(self._dismissed.result())
+        return what.done()
 
     def _require_allowed(self) -> None:
         try:
@@ -273,7 +302,7 @@ class EventStreams:
         try:
             writer = await response.prepare(request)
             assert writer is not None, "nothing of this response was sent yet"
-            reason = await _end_of(reader, writer)
+            reason = await reader.run(writer)
             self._leave(reader)
             await self._say_farewell(reader, response, writer, reason)
         except _GONE:
@@ -283,6 +312,8 @@ class EventStreams:
             raise
         finally:
             self._leave(reader)
+            if reader.unsent is not None:
+                await asyncio.gather(reader.unsent, return_exceptions=True)
         return response
 
     def stop(self) -> None:
@@ -335,34 +366,23 @@ class EventStreams:
         self._leaving.add(transport)
         try:
             async with asyncio.timeout(LINGER_STOPPING_S if self._stopping else LINGER_S):
-                # From here on drained means that nothing is left.
+                # From here on there is room only once nothing is left.
                 transport.set_write_buffer_limits(0)
+                if reader.unsent is not None:
+                    await reader.unsent
                 await writer.write(_cut_frame(reason, reader.after))
                 await response.write_eof()
+                await writer.drain()
         except TimeoutError:
             transport.abort()
         finally:
             self._leaving.discard(transport)
 
 
-async def _end_of(reader: _Reader, writer: AbstractStreamWriter) -> CutReason:
-    """Pump until the reader is dismissed or the pump ends: why. Raises what a closed connection raises."""
-    pump = asyncio.create_task(reader.pump(writer), name="events")
-    ends: set[asyncio.Future[Any]] = {pump, reader.dismissed}
-    try:
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        pump.cancel()
-        (ended,) = await asyncio.gather(pump, return_exceptions=True)
-    if isinstance(ended, _GONE):
-        raise ended
-    if isinstance(ended, _CutError):
-        return ended.reason
-    if isinstance(ended, asyncio.CancelledError):
-        return reader.dismissed.result()
-    assert ended is not None, "a pump ends by an exception"
-    log.error("events_failed", **fault_fields(ended))
-    return "internal"
+async def _put(writer: AbstractStreamWriter, data: bytes) -> None:
+    """Return once the connection has room for more."""
+    await writer.write(data)
+    await writer.drain()
 
 
 def _frame(event: Event) -> bytes:

@@ -1,12 +1,15 @@
 """Executes certified blocks in order, tells who waits, and writes what they leave.
 
-One block at a time, on the loop; the batch that it leaves is written behind. A certified header whose roots are not
+One block at a time, on the loop; what blocks leave is written behind, several at once. A certified header whose roots are not
 ours raises storage.executed.Divergence and ends the node: one of us broke determinism, and going on would hide it.
 """
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 from consensus.messages import Certificate
 from ledger.block import Block, decode_block
@@ -23,10 +26,13 @@ from storage.store import Store
 
 # Certificates that wait for their block to execute; the oldest are dispensable, as the newest covers them.
 CERTIFICATES_MAX = 1024
+# Executed blocks that wait for the disk. They are written together: what all of them change is written once.
 WRITES_MAX = 32
+WRITES_AT_ONCE = 16
+WRITE_BEHIND_S = 0.25
 
 
-assert WRITES_MAX + 1 < PENDING_COMMITS_MAX, "the store holds what the queue and the writer hold"
+assert WRITES_MAX + WRITES_AT_ONCE < PENDING_COMMITS_MAX, "the store holds what the queue and the writer hold"
 
 
 class Executor:
@@ -89,20 +95,33 @@ class Executor:
         begin = time.perf_counter()
         block = self._block_at(height)
         certificate = self._certificates.pop(height, None)
-        commit = self._store.derive(block, None if certificate is None else signed(certificate))
-        self._store.apply(commit)
+        with self._metrics.stages.timed("execute"):
+            commit = self._store.derive(block, None if certificate is None else signed(certificate))
+            self._store.apply(commit)
         self._metrics.execute_seconds.observe(time.perf_counter() - begin)
-        self._count(block, [result.code for result in commit.results])
-        self._finish(block)
-        # Waits only when the disk is WRITES_MAX blocks behind; also lets the loop breathe between blocks.
+        with self._metrics.stages.timed("settle"):
+            self._count(block, commit)
+            self._finish(block)
+        # Waits only when the disk is WRITES_MAX blocks behind.
         await self._writes.put(commit)
+        # Between blocks the loop breathes.
+        await asyncio.sleep(0)
 
     async def _write_loop(self) -> None:
         """What was executed goes to the disk behind the answers: a node that loses it executes the block again."""
         while True:
-            commit = await self._writes.get()
-            await self._in_writer(lambda commit=commit: self._store.write(commit))  # type: ignore[misc]
-            self._store.written(commit)
+            commits = [await self._writes.get()]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WRITE_BEHIND_S):
+                    while len(commits) < WRITES_AT_ONCE:
+                        commits.append(await self._writes.get())
+            await self._in_writer(partial(self._write, commits))
+            self._store.written(*commits)
+
+    def _write(self, commits: list[Commit]) -> None:
+        begin = time.thread_time()
+        self._store.write(*commits)
+        self._metrics.stages.spent("write", time.thread_time() - begin)
 
     def _block_at(self, height: int) -> Block:
         found = self._store.term_hash(height)
@@ -111,11 +130,10 @@ class Executor:
         return held.block if held is not None else decode_block(self._store.block_data(height), self._bytes_max)
 
     def _finish(self, block: Block) -> None:
-        now_s = time.monotonic()
-        for transaction in block.transactions:
-            pooled = self._pool.remove(transaction.id)
-            if pooled is not None:
-                self._metrics.commit_seconds.observe(now_s - pooled.arrived_s)
+        removed = [self._pool.remove(transaction.id) for transaction in block.transactions]
+        arrived_s = min((pooled.arrived_s for pooled in removed if pooled is not None), default=None)
+        if arrived_s is not None:
+            self._metrics.commit_seconds.observe(time.monotonic() - arrived_s)
         self._tracker.dropped(self._pool.expire(block.header.time))
         self._tail.executed(block.header.height)
         self._tracker.committed(block.header.height, tuple(transaction.id for transaction in block.transactions))
@@ -127,10 +145,10 @@ class Executor:
         self._reached = [item for item in self._reached if not item[1].done()]
         self._on_executed(block)
 
-    def _count(self, block: Block, codes: list[str]) -> None:
+    def _count(self, block: Block, commit: Commit) -> None:
         metrics = self._metrics
         metrics.blocks_committed.inc()
-        for code in codes:
-            metrics.transactions_executed.labels(code).inc()
+        for code, count in Counter(result.code for result in commit.results).items():
+            metrics.transactions_executed.labels(code).inc(count)
         metrics.executed_height.set(block.header.height)
         metrics.sealed_height.set(self._store.sealed_height or 0)

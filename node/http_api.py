@@ -133,6 +133,14 @@ class _Connection(web.RequestHandler):
         response.force_close()
         return response
 
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """What the library refuses before our handlers see it, such as an Expect it does not know, quotes it too."""
+        if isinstance(resp, web.HTTPException):
+            resp = problem("bad_request", resp.reason)
+        return await super().finish_response(request, resp, start_time)
+
 
 def make_app(backend: Backend, settings: ProviderSection) -> web.Application:
     """The application behind the port, for `provider_port` and for tests."""

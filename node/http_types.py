@@ -35,6 +35,7 @@ Height = Annotated[int, Meta(ge=0, le=2**53)]
 Base64 = Annotated[bytes, Meta(description="Base64 in JSON; bytes in MessagePack.")]
 # `json_view` of what the ledger holds; `json_types.json_type` gives the schema that each of these names.
 EnvelopeView = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "transaction.Envelope"})]
+ActionView = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "Action"})]
 CertificateView = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "finality.Certificate"})]
 ReceiptContent = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "receipt.Receipt"})]
 StateAnswerContent = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "receipt.StateAnswer"})]
@@ -46,7 +47,13 @@ Wait = Literal["accepted", "committed", "sealed"]
 Flag = Literal["0", "1", "false", "true"]
 Contract = Literal["identity", "records"]
 CutReason = Literal["internal", "not_allowed", "stopping", "too_many", "too_slow"]
-EventIdText = Annotated[str, Meta(description="height.index.action; the height alone is the end of the block")]
+EventIdText = Annotated[
+    str,
+    Meta(
+        pattern=r"^(0|[1-9][0-9]{0,15})(\.(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]?))?\Z",
+        description="height.index.action; the height alone is the end of the block",
+    ),
+]
 Role = Literal["follower", "pre_candidate", "candidate", "leader"]
 
 
@@ -286,10 +293,13 @@ class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 # What goes out.
 
 
-class TransactionResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One result of a submission, or one transaction's status. "refused" has a `code` and changed nothing."""
+class TransactionResult(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One result of a submission, or one transaction's status; what does not apply is left out.
 
-    id: Hex32 | None
+    "refused" has a `code`, no `id`, and changed nothing.
+    """
+
+    id: Hex32 | None = None
     status: Status | Literal["refused"]
     code: str | None = None
     detail: str | None = None
@@ -416,7 +426,7 @@ class EventView(msgspec.Struct, frozen=True):
     by: Hex32
     code: str
     accounts: list[Hex32]
-    actions: list[dict[str, Any]]
+    actions: list[ActionView]
     bodies: list[BodyView]
 
 

@@ -6,10 +6,14 @@ outside can grow the number of series.
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from node.stages import Stages
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # Seconds: from one synced write on an SSD to an election and a catch-up.
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# Seconds of a processor: from a heartbeat to the largest block.
+STAGE_BUCKETS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, *BUCKETS[1:11])
 
 
 class Metrics:
@@ -55,9 +59,18 @@ class Metrics:
         self.event_readers_cut = counter("event_readers_cut", "Readers of events cut off by this node", "reason")
         self.events_sent = counter("events_sent", "Events sent, to all readers together")
 
-        self.commit_seconds = seconds("commit_seconds", "From admission here to execution here")
+        self.stage_seconds = Histogram(
+            "carequorum_stage_seconds",
+            "Processor time of one pass through a stage, without the stages inside it",
+            ["stage"],
+            registry=registry,
+            buckets=STAGE_BUCKETS,
+        )
+        self.stages = Stages(self.stage_seconds)
+
+        self.commit_seconds = seconds("commit_seconds", "From admission here to execution here, of each block's oldest")
         self.persist_seconds = seconds("persist_seconds", "One synced write of the log")
-        self.execute_seconds = seconds("execute_seconds", "Execution of one block, its batch written")
+        self.execute_seconds = seconds("execute_seconds", "Execution of one block")
         self.http_seconds = seconds("http_seconds", "Provider requests, waiting included")
 
     def render(self) -> bytes:

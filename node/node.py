@@ -40,6 +40,9 @@ from storage.store import Store
 
 _log = structlog.get_logger(__name__)
 
+# Beyond this many certified blocks not executed here, answers would be about the past.
+READY_LAG_BLOCKS_MAX = 64
+
 
 class Network(Protocol):
     """What a node asks of its network; network.peer_network.PeerNetwork is the real one."""
@@ -133,6 +136,9 @@ class Node:
             return "stopping"
         if self.driver.core.leader is None:
             return "no leader is known"
+        known = self.driver.core.known_certificate
+        if known is not None and known.height - self._store.executed_height > READY_LAG_BLOCKS_MAX:
+            return "catching up"
         return None
 
     def _build_consensus(self, key: SigningKey) -> None:
@@ -204,6 +210,7 @@ class Node:
         admission = Admission(
             genesis.chain_id(),
             self.pool,
+            self.metrics,
             read=store.get,
             executed=lambda tx_id: store.tx_status(tx_id) is not None,
             now_ms=self._now_ms,
@@ -214,7 +221,7 @@ class Node:
             admission,
             self.pool,
             store,
-            self.metrics,
+            self.metrics.stages,
             admitted=self._admitted,
             connected=lambda peer: _log.info("peer connected", peer=peer),
             removed=lambda reason: self.driver.fail(RemovedError(reason)),

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ledger.contracts import identity, network, records
+from ledger.contracts import Action, identity, network, records
 from ledger.contracts.context import BodyReference
 from ledger.finality import Certificate
 from ledger.receipt import Receipt, StateAnswer
 from ledger.transaction import Envelope
-from node.endpoints import EVERYWHERE, JSON, MSGPACK, Answer, Endpoint
-from node.http_types import SCHEMAS, Problem
+from node.endpoints import EVENTS, EVERYWHERE, JSON, MSGPACK, Answer, Endpoint
+from node.http_types import SCHEMAS, CutView, EventIdText, EventView, Problem
 from node.json_types import json_type
 from node.problems import COMMON_HEADERS, PROBLEM_TYPE, PROBLEMS, RETRIED, RETRY_AFTER_S
 
@@ -33,6 +33,9 @@ STATE = (
 )
 # What the types of answers refer to by name.
 REFERRED = (Envelope, Certificate, BodyReference, Receipt, StateAnswer)
+
+# What the data of a server-sent event is, by the event's name.
+EVENT_DATA = {"action": EventView, "failed": EventView, "cut": CutView}
 
 Schema = dict[str, Any]
 SchemaOf = Callable[[Any], Schema]
@@ -70,6 +73,11 @@ _HEADERS: dict[str, Schema] = {
         "required": True,
         "schema": {"type": "string", "pattern": "^[A-Z]+(, [A-Z]+)*$"},
     },
+    "X-Accel-Buffering": {
+        "description": "A reverse proxy is not to hold events back.",
+        "required": True,
+        "schema": {"const": "no"},
+    },
 }
 
 
@@ -105,11 +113,12 @@ def describe(endpoints: Iterable[Endpoint]) -> Schema:
 def _schemas(rows: Iterable[Endpoint]) -> _Described:
     shapes = [shape for row in rows for answer in row.answers for shape in answer.shapes]
     shapes += [row.body for row in rows if row.body is not None]
-    ledger = [json_type(each) for each in (*STATE, *REFERRED)]
+    ledger = [json_type(each) for each in (*STATE, *REFERRED, Action)]
     # All at once, so that msgspec sees to it that no two types have one name.
     made, components = msgspec.json.schema_components([*shapes, *ledger, Problem], ref_template=SCHEMAS + "{name}")
     by_shape = {id(shape): _portable(schema) for shape, schema in zip(shapes, made, strict=False)}
     described = {name: _portable(schema) for name, schema in components.items()}
+    described["Action"] = _portable(made[len(shapes) + len(STATE) + len(REFERRED)])
     described["StateValue"] = {
         "description": "A value of the state: contract and key say which of these. The bare one is the account that "
         "a key belongs to, in hex.",
@@ -137,7 +146,7 @@ def _operation(row: Endpoint, schema_of: SchemaOf) -> Schema:
             },
         }
     if row.signed != "never":
-        optional: list[Schema] = [{}] if row.signed == "records" else []
+        optional: list[Schema] = [] if row.signed == "always" else [{}]
         operation["security"] = [*optional, {SIGNED: []}]
     return operation
 
@@ -159,13 +168,17 @@ def _parameters(row: Endpoint) -> list[Schema]:
                 "schema": {key: value for key, value in schema.items() if key != "description"},
             }
         )
+    for name, kind, what in row.headers:
+        schema = _portable(msgspec.json.schema(kind))
+        parameters.append({"name": name, "in": "header", "required": False, "description": what, "schema": schema})
     return parameters
 
 
 def _answer(row: Endpoint, schema_of: SchemaOf) -> Schema:
+    streams = [each for each in row.answers if each.media == EVENTS]
     answer: Schema = {
         "description": row.answers[0].what,
-        "headers": _headers(),
+        "headers": _headers(*(["X-Accel-Buffering"] if streams else [])),
         "content": {each.media: {"schema": _answer_schema(each, schema_of)} for each in row.answers},
     }
     if row.links:
@@ -180,8 +193,23 @@ def _answer_schema(answer: Answer, schema_of: SchemaOf) -> Schema:
     described: Schema = {"description": answer.what}
     if not answer.shapes:
         return described
+    if answer.media == EVENTS:
+        return {**described, "anyOf": [_event(name, schema_of(shape)) for name, shape in EVENT_DATA.items()]}
     first, *others = (schema_of(shape) for shape in answer.shapes)
     return {**described, **({"anyOf": [first, *others]} if others else first)}
+
+
+def _event(name: str, data: Schema) -> Schema:
+    """One server-sent event, its fields as an object."""
+    return {
+        "type": "object",
+        "properties": {
+            "id": _portable(msgspec.json.schema(EventIdText)),
+            "event": {"const": name},
+            "data": {"type": "string", "contentMediaType": JSON, "contentSchema": data},
+        },
+        "required": ["id", "event", "data"],
+    }
 
 
 def _problems(codes: Iterable[str]) -> dict[str, Schema]:

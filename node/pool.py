@@ -12,7 +12,7 @@ A transaction stays until a committed block holds it or block time has passed it
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ledger.errors import Rejection
 from ledger.transaction import Transaction
@@ -35,8 +35,7 @@ class PoolLimits:
     member_share: float
 
 
-@dataclass(frozen=True, slots=True)
-class Pooled:
+class Pooled(NamedTuple):
     """One waiting transaction; `size` counts its bytes and its bodies'; `arrived_s` is monotonic time."""
 
     transaction: Transaction
@@ -44,6 +43,14 @@ class Pooled:
     organisation: str
     size: int
     arrived_s: float
+
+
+class _Bound(NamedTuple):
+    """What some may hold together. Numbers need not be whole: they are shares."""
+
+    transactions: float
+    bytes: float
+    whose: str
 
 
 @dataclass(slots=True)
@@ -65,7 +72,10 @@ class Pool:
     """Arrival order is block order; lookups by id, by transaction hash and by body commitment."""
 
     def __init__(self, limits: PoolLimits) -> None:
-        self._limits = limits
+        self._from_clients = _bound(limits, 1.0 - PEER_RESERVE, "the pool's")
+        self._from_peers = _bound(limits, 1.0, "the pool's")
+        self._of_organisation = _bound(limits, limits.organisation_share, "the organisation's")
+        self._of_member = _bound(limits, limits.member_share, "the member's")
         self._by_id: dict[bytes, Pooled] = {}
         self._id_by_hash: dict[bytes, bytes] = {}
         self._body: dict[bytes, tuple[bytes, int]] = {}
@@ -113,12 +123,15 @@ class Pool:
         kept = tuple(bodies)
         size = len(transaction.data) + sum(map(len, kept))
         member = transaction.envelope.by
-        reserve = 1.0 if from_peer else 1.0 - PEER_RESERVE
-        self._require_room(self._all, size, reserve, "the pool's")
-        self._require_room(
-            self._organisations.get(organisation), size, self._limits.organisation_share, "the organisation's"
-        )
-        self._require_room(self._members.get(member), size, self._limits.member_share, "the member's")
+        of_organisation = self._organisations.get(organisation) or _Use()
+        of_member = self._members.get(member) or _Use()
+        for use, bound in (
+            (self._all, self._from_peers if from_peer else self._from_clients),
+            (of_organisation, self._of_organisation),
+            (of_member, self._of_member),
+        ):
+            if use.count + 1 > bound.transactions or use.size + size > bound.bytes:
+                raise Rejection("pool_full", f"{bound.whose} share of waiting transactions is used up")
         until = transaction.envelope.until
         self._earliest_until = until if self._earliest_until is None else min(until, self._earliest_until)
         self._by_id[transaction.id] = Pooled(transaction, kept, organisation, size, time.monotonic())
@@ -126,9 +139,10 @@ class Pool:
         for reference, body in zip(transaction.envelope.bodies, kept, strict=True):
             users = self._body.get(reference.commitment, (body, 0))[1]
             self._body[reference.commitment] = (body, users + 1)
-        self._all.add(size)
-        self._members.setdefault(member, _Use()).add(size)
-        self._organisations.setdefault(organisation, _Use()).add(size)
+        self._organisations[organisation] = of_organisation
+        self._members[member] = of_member
+        for use in (self._all, of_organisation, of_member):
+            use.add(size)
         return True
 
     def remove(self, tx_id: bytes) -> Pooled | None:
@@ -181,11 +195,9 @@ class Pool:
             taken.append(transaction)
         return taken
 
-    def _require_room(self, use: _Use | None, size: int, share: float, whose: str) -> None:
-        count, held = (use.count, use.size) if use else (0, 0)
-        limits = self._limits
-        if count + 1 > limits.transactions_max * share or held + size > limits.bytes_max * share:
-            raise Rejection("pool_full", f"{whose} share of waiting transactions is used up")
+
+def _bound(limits: PoolLimits, share: float, whose: str) -> _Bound:
+    return _Bound(limits.transactions_max * share, limits.bytes_max * share, whose)
 
 
 def _drop(books: dict[Owner, _Use], owner: Owner, size: int) -> None:

@@ -249,7 +249,11 @@ class Executed:
         self._overlay.update(commit.changes)
         self._overlay_pages.update(commit.pages)
         for path, page in commit.pages.items():
-            self._keep(path, page)
+            if page is None:
+                self._pages.pop(path, None)
+            else:
+                self._pages[path] = page
+        self._forget_pages()
         self._head = self._record(commit.block, commit.sealed)
         self._undo.append(commit.undo)
         self._sealed = commit.sealed
@@ -271,7 +275,9 @@ class Executed:
             pages.update(commit.pages)
             if height > sealed:
                 changes[schema.undo_key(height)] = encode(Undo(schema.FORMAT, commit.undo.state))
-        changes.update((schema.page_key(path), None if page is None else page.encode()) for path, page in pages.items())
+        changes.update(
+            (schema.page_key(path), None if page is None else page.encode()) for path, page in pages.items()
+        )
         changes[schema.EXECUTED_KEY] = schema.seal(self._record(last.block, last.sealed))
         self._kv.write(list(changes.items()), sync=False)
         self._written_height, self._written_sealed = last.height, sealed
@@ -305,8 +311,8 @@ class Executed:
         data = self._kv.get(schema.page_key(path))
         if data is None:
             return None
-        page = state_tree.decode_page(data)
-        self._keep(path, page)
+        page = self._pages[path] = state_tree.decode_page(data)
+        self._forget_pages()
         return page
 
     def state_at_sealed(self, key: str) -> bytes | None:
@@ -391,14 +397,8 @@ class Executed:
         seal = Seal(certificate.encode(), block.header_data, block.signature)
         return Sealed(header.executed_height, header.height, seal)
 
-    def _keep(self, path: bytes, page: Page | None) -> None:
-        """As the page at `path` after the executed height, at the end of those to forget."""
-        if page is None:
-            self._pages.pop(path, None)
-            return
-        self._pages[path] = page
-        self._pages.move_to_end(path)
-        if len(self._pages) > PAGES_MAX:
+    def _forget_pages(self) -> None:
+        while len(self._pages) > PAGES_MAX:
             self._pages.popitem(last=False)
 
     def _record(self, block: Block, sealed: Sealed | None) -> ExecutedRecord:

@@ -92,7 +92,7 @@ def _fragment(data: bytes, offset: int, end: int, before: Sequence[bytes]) -> tu
     remains = b"".join([*before, payload])
     if start + length > end:
         raise DamagedBytes(offset, "a record's length is not what was written", remains)
-    if _masked(google_crc32c.value(data[start - 1 : start + length])) != crc:
+    if _crc(data[start - 1 : start + length]) != crc:
         raise DamagedBytes(offset, "a record's checksum does not fit", remains)
     if kind not in (_FULL, _FIRST, _MIDDLE, _LAST):
         raise DamagedBytes(offset, "a record is of an unknown kind", remains)
@@ -109,7 +109,7 @@ def _is_cut_off(data: bytes, offset: int, end: int, is_inside: bool) -> bool:
         return False
     if len(header) < _FRAGMENT.size:
         return True
-    crc, length, kind = _FRAGMENT.unpack(header)
+    crc, length, kind = map(int, _FRAGMENT.unpack(header))
     start = offset + _FRAGMENT.size
     if start + length <= end or kind not in (_FULL, _FIRST, _MIDDLE, _LAST):
         return False
@@ -121,8 +121,12 @@ def _is_cut_off(data: bytes, offset: int, end: int, is_inside: bool) -> bool:
     return _masked(found) != crc
 
 
+def _crc(data: bytes) -> int:
+    """As LevelDB stores it: shifted, so that data which holds checksums does not disturb it."""
+    return _masked(google_crc32c.value(data))
+
+
 def _masked(crc: int) -> int:
-    """LevelDB's guard against checksums of data that holds checksums."""
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -301,7 +305,7 @@ def _verify(data: bytes, block: Block, what: str) -> None:
     if _end(block) > len(data):
         raise DamagedBytes(block.offset, f"{what} reaches beyond the end")
     kind, crc = _TRAILER.unpack_from(data, end)
-    if _masked(google_crc32c.value(data[block.offset : end + 1])) != crc:
+    if _crc(data[block.offset : end + 1]) != crc:
         raise DamagedBytes(block.offset, f"the checksum of {what} does not fit")
     if kind != _PLAIN:
         raise DamagedBytes(end, f"{what} is compressed")

@@ -33,7 +33,7 @@ app.add_typer(receipt.app, name="receipt")
 app.add_typer(network.app, name="network")
 app.command("node", epilog="Example: carequorum node --config configs/four-hospitals/hospital-a.toml")(node.run)
 app.command("events", epilog="Example: carequorum events --contract records --at build/devnet/hospital-a")(events.run)
-app.command("check", epilog="Example: carequorum check --at build/devnet/hospital-a")(check.run)
+app.command("check", epilog="Example: carequorum check --data build/devnet/hospital-a/data")(check.run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -101,7 +101,7 @@ def import_(
 
 @app.command(
     epilog="Example: carequorum record amend RECORD corrected.json --version 1 --patient HEX "
-    "--at build/devnet/riverside --wallet lee.wallet"
+    "--at build/devnet/hospital-a --wallet lee.wallet"
 )
 def amend(
     record: Annotated[str, typer.Argument(metavar="RECORD", help="The record's id, 64 hex digits.")],

@@ -275,7 +275,7 @@ def test_devnet_up_kill_restart_down_and_check(tmp_path: Path, run: Run, run_jso
 
     other = create(tmp_path / "other", 1)
     store = tmp_path / "net" / "hospital-a" / "data"
-    assert main(["check", str(store), "--genesis", str(other.directory / "genesis.json")]) == 3
+    assert main(["check", "--data", str(store), "--genesis", str(other.directory / "genesis.json")]) == 3
 
 
 def test_keys_and_genesis_for_a_network_of_ones_own(
@@ -326,7 +326,7 @@ def test_keys_and_genesis_for_a_network_of_ones_own(
         ([], 2, "Missing command."),
         (["nonsense"], 2, "No such command 'nonsense'."),
         (["network", "status"], 2, "which network? give --genesis (or --at)"),
-        (["check"], 2, "whose store? give the node's data_dir (or --at)"),
+        (["check"], 2, "whose store? give --data (or --at)"),
         (["receipt", "verify", "x"], 2, "which network? give --genesis"),
         (["tx", "status", "abc"], 2, "TRANSACTION is 64 hex digits, not 'abc'"),
         (["devnet", "status", "--dir", "/nonexistent"], 1, "holds no development network"),

@@ -63,6 +63,12 @@ def test_refused_by_a_quorum_a_leader_stays_out_of_elections_until_mended() -> N
     assert node.role() is Role.PRE_CANDIDATE
 
 
+def test_of_two_voters_neither_is_barred_as_the_other_could_not_lead_alone() -> None:
+    node = led(configuration=Configuration(("n1", "n2")))
+    node.step("n2", refusal(1))
+    assert (node.core.barred, node.core.role) == (False, Role.LEADER)
+
+
 def test_a_follower_that_changed_its_mind_refuses_no_longer() -> None:
     node = led()
     (block,) = node.log()

@@ -53,6 +53,7 @@ class FakeBackend:
         self._admission = Admission(
             self.chain_id,
             self.pool,
+            self.metrics,
             read=self.chain.store.get,
             executed=lambda tx_id: self.chain.store.tx_status(tx_id) is not None,
             now_ms=self.now_ms,
@@ -87,14 +88,10 @@ class FakeBackend:
 
     def submit(self, items: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Submission]:
         self.batches.append(len(items))
-        answers = []
-        for data, bodies in items:
-            try:
-                transaction, _ = self._admission.take(data, bodies, "client")
-                answers.append(Submission(transaction.id, None))
-            except Rejection as rejection:
-                answers.append(Submission(None, rejection))
-        return answers
+        return [
+            Submission(None, one) if isinstance(one, Rejection) else Submission(one.transaction.id, None)
+            for one in self._admission.take(items, "client")
+        ]
 
     async def wait(self, tx_id: bytes, level: Literal["committed", "sealed"], timeout_s: float) -> TxStatus:
         self.timeouts_s.append(timeout_s)

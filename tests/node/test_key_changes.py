@@ -54,7 +54,7 @@ def revocation(cluster: Cluster) -> identity.Revoke:
 async def test_it_fails_alike_everywhere(
     change: Callable[[Cluster], identity.Rotate | identity.Revoke], code: str, far: bool
 ) -> None:
-    async with Cluster(replicate_gap_blocks=GAP_BLOCKS) as cluster:
+    async with Cluster(replicate_gap_blocks=GAP_BLOCKS if far else 128) as cluster:
         await register(cluster, "ada")
         late = next(node_id for node_id in cluster.members if node_id != cluster.leader())
         await cluster.kill(late)

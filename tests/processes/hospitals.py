@@ -67,7 +67,7 @@ def configure(network: Devnet, node: DevnetNode, changes: Settings) -> None:
 
 
 def log_of(network: Devnet, node: DevnetNode) -> list[dict[str, Any]]:
-    """Every line that the daemon of `node` wrote so far, of all its starts. A last one that is cut short is left out."""
+    """Every whole line that the daemon of `node` wrote so far, of all its starts."""
     lines = network.log(node).read_bytes().split(b"\n")[:-1]
     return [json.loads(line) for line in lines]
 

@@ -8,9 +8,9 @@ public too (`not_public`).
 A string longer than PIECE_BYTES is looked for by its pieces of that size, each alone, because what gets into a log or
 an error is often cut short. Each is looked for in every form of `forms`.
 
-A string of hexadecimal digits alone, such as a code or a telephone number, counts as raw only where no such digit
-stands before or after it: within a longer run of them it is a part of one of our ids, hashes or counters, which are
-full of digits by chance.
+A string of hexadecimal digits alone, such as a code or a telephone number, that is looked for in one piece counts as
+raw only where no such digit stands before or after it: within a longer run of them it is a part of one of our ids,
+hashes or counters, which are full of digits by chance.
 """
 
 import base64
@@ -36,9 +36,12 @@ class Leak(NamedTuple):
 
 
 class _Pattern(NamedTuple):
+    """`data` is `text`, or a piece of it, written as `form`. `alone`: the rule for digits holds."""
+
     data: bytes
     text: bytes
     form: str
+    alone: bool
 
 
 def strings(resource: bytes) -> set[str]:
@@ -76,7 +79,7 @@ def forms(text: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 class Finder:
-    """Finds any of `texts` in data of any size. A text has at least STRING_BYTES_MIN bytes; beyond PIECE_BYTES, UTF-8.
+    """Finds any of `texts` in data of any size. Each has at least STRING_BYTES_MIN bytes; beyond PIECE_BYTES, UTF-8.
 
     Every form of every piece ends in some eight bytes. All sequences of eight bytes of the data, as numbers, are
     intersected with the set of those; only where that finds something is anything compared.
@@ -90,7 +93,8 @@ class Finder:
             for piece in _pieces(text):
                 for form, data in forms(piece):
                     (window,) = memoryview(data[-_WINDOW_BYTES:]).cast("Q")
-                    self._by_window.setdefault(window, []).append(_Pattern(data, text, form))
+                    alone = form == "raw" and data == text and _HEX_ALONE.fullmatch(data) is not None
+                    self._by_window.setdefault(window, []).append(_Pattern(data, text, form, alone))
         self._windows = frozenset(self._by_window)
 
     def find(self, data: bytes) -> list[Leak]:
@@ -139,12 +143,11 @@ def _escaped(text: bytes) -> list[bytes]:
 
 def _place(pattern: _Pattern, data: bytes) -> int | None:
     """Where it stands first, by the rule for digits."""
-    alone = pattern.form == "raw" and _HEX_ALONE.fullmatch(pattern.data) is not None
     offset = data.find(pattern.data)
     while offset >= 0:
         end = offset + len(pattern.data)
         around = {*data[max(offset - 1, 0) : offset], *data[end : end + 1]}
-        if not alone or not around & _HEX_DIGITS:
+        if not pattern.alone or not around & _HEX_DIGITS:
             return offset
         offset = data.find(pattern.data, offset + 1)
     return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from carequorum.client import Client
-from carequorum.devnet import Devnet, DevnetNode
+from carequorum.devnet import Devnet
 from carequorum.submission import Committed
 from tests.processes.hospitals import enrol, urls_from
 

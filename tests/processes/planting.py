@@ -4,7 +4,7 @@ import base64
 import json
 from collections.abc import Callable
 
-# What stands before and after the text in base64: not a multiple of three bytes, so that it changes what is next to it.
+# What stands before and after the text in base64, and shares characters with its ends.
 _BEFORE, _AFTER = b"\xfb\xef", b"\xbe\x7f"
 
 WRITINGS: dict[str, Callable[[str], str]] = {

@@ -64,16 +64,18 @@ def mentions(text: str) -> Iterator[bytes]:
 
 
 def _not_http(raw: bytes) -> Iterator[bytes]:
-    head = b"POST /v1/transactions HTTP/1.1\r\nHost: localhost\r\n"
+    close = b"Host: localhost\r\nConnection: close\r\n"
+    head = b"POST /v1/transactions HTTP/1.1\r\n" + close
+    chunked = head + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     yield raw + b"\r\n\r\n"
-    yield b"GET " + raw + b" HTTP/1.1\r\n\r\n"
-    yield b"GET / " + raw + b"\r\n\r\n"
-    yield b"GET /\x01" + raw + b" HTTP/1.1\r\n\r\n"
+    yield b"GET " + raw + b" HTTP/1.1\r\n" + close + b"\r\n"
+    yield b"GET / " + raw + b"\r\n" + close + b"\r\n"
+    yield b"GET /\x01" + raw + b" HTTP/1.1\r\n" + close + b"\r\n"
     yield head + b"X-Name: " + raw + b"\x00\r\n\r\n"
     yield head + raw + b"\r\n\r\n"
     yield head + raw + b" : 1\r\n\r\n"
     yield head + b"X-Name: " + raw * 4_000 + b"\r\n\r\n"
-    yield head + b"Content-Length: " + raw + b"\r\n\r\n"
+    yield head + b"Content-Length: x" + raw + b"\r\n\r\n"
     yield head + b"Transfer-Encoding: " + raw + b"\r\n\r\n"
-    yield head + b"Transfer-Encoding: chunked\r\n\r\n" + raw + b"\r\n\r\n"
-    yield head + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n" + raw + b"\r\n0\r\n\r\n"
+    yield chunked + b"x" + raw + b"\r\n\r\n"
+    yield chunked + b"4\r\n" + raw + b"\r\n0\r\n\r\n"

@@ -74,6 +74,11 @@ def test_digits_count_where_they_stand_alone(code: str) -> None:
     assert [leak.offset for leak in finder.find(within_and_alone)] == [len(code) + 2]
 
 
+def test_digits_too_many_for_one_piece_are_found_by_their_pieces() -> None:
+    passphrase = secrets.token_hex(32).encode()
+    assert {leak.text for leak in Finder([passphrase]).find(b"ab" + passphrase[10:] + b"cd")} == {passphrase}
+
+
 def test_nothing_is_found_in_a_million_random_bytes() -> None:
     texts = [secrets.token_hex(10).encode() for _ in range(2_000)]
     assert Finder(texts).find(secrets.token_bytes(1_000_000)) == []

@@ -1,12 +1,12 @@
 """A network that is watched: what its nodes store, send, log, count and answer, gathered to be searched.
 
-Two nodes run as processes. Two run in this process, over the same TLS links, so that each message is seen before it is
-encrypted or after it was decrypted. All log at DEBUG.
+Two nodes run as processes. Two run in this process, over the same TLS links, so that each message is seen before it
+is encrypted or after it was decrypted. All log at DEBUG.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,6 +22,7 @@ from node.node import Node
 from storage.leveldb import LevelDb
 
 ANSWER_TIMEOUT_S = 20.0
+CHUNK_BYTES = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -113,15 +114,17 @@ async def watched(directory: Path) -> AsyncIterator[Watched]:
 
 
 async def answer(url: str, request: bytes) -> bytes:
-    """Whatever the port says, head and body, to these very bytes."""
+    """What the port says, head and body, to these very bytes; as much as arrives where it hangs up on the sender."""
     target = urlsplit(url)
+    said = bytearray()
     async with asyncio.timeout(ANSWER_TIMEOUT_S):
         reader, writer = await asyncio.open_connection(target.hostname, target.port)
-        try:
-            writer.write(request)
-            return await reader.read()
-        finally:
-            writer.close()
+        writer.write(request)
+        with suppress(ConnectionResetError):
+            while some := await reader.read(CHUNK_BYTES):
+                said += some
+        writer.close()
+    return bytes(said)
 
 
 def http(method: str, target: str, body: bytes = b"", **headers: str) -> bytes:

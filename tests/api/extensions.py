@@ -1,0 +1,176 @@
+"""What schemathesis cannot know of this port: how reads are signed, MessagePack, what proofs must prove.
+
+Loaded by schemathesis, in its own process.
+"""
+
+import atexit
+import base64
+import json
+import os
+import time
+from collections import Counter
+from itertools import count, cycle
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import requests
+import schemathesis
+from requests.auth import AuthBase
+
+from ledger.block import decode_block
+from ledger.encoding import decode
+from ledger.genesis import decode_genesis
+from ledger.receipt import verify_receipt, verify_state_answer
+from ledger.request import sign_request
+from ledger.transaction import body_commitment
+from tests.api.facts import FACTS_VARIABLE, Count, Facts, Seen, read_facts, write
+from tests.api.submissions import Item, Submissions
+
+JSON, MSGPACK = "application/json", "application/msgpack"
+BLOCKS_BYTES_MAX = 16 * 1024 * 1024
+# One signed read of so many is by somebody who may not read, or not as it must be.
+ODD_READ = 5
+# Every other body that is right by the schema gives way to a transaction.
+REAL_BODY = 2
+
+FACTS: Facts = read_facts(Path(os.environ[FACTS_VARIABLE]))
+SUBMISSIONS = Submissions(FACTS)
+SEEN: Counter[Seen] = Counter()
+ACCEPTED = cycle([None, JSON, MSGPACK, f"text/html, {MSGPACK};q=0.9", "*/*"])
+_bodies = count()
+
+
+class SignedRead(AuthBase):
+    """Signs a request as it will be sent, for the doctor; now and then wrongly."""
+
+    def __init__(self) -> None:
+        self._reads = count()
+        self._odd = cycle(("gone", "rotated", "stranger", "late", "elsewhere", "altered", "nonsense"))
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        # What schemathesis put there itself is what it wants to try.
+        if "Authorization" not in request.headers:
+            odd = next(self._reads) % ODD_READ == ODD_READ - 1
+            request.headers["Authorization"] = _signature(request, next(self._odd) if odd else "doctor")
+        return request
+
+
+def _signature(request: requests.PreparedRequest, how: str) -> str:
+    if how == "nonsense":
+        return "CareQuorum bm90aGluZw"
+    member = FACTS.members.get(how, FACTS.members["doctor"])
+    assert request.method is not None
+    signed = sign_request(
+        member.key,
+        member.account,
+        "nowhere" if how == "elsewhere" else FACTS.node,
+        request.method,
+        request.path_url,
+        b"",
+        time.time_ns() // 1_000_000 - (3_600_000 if how == "late" else 0),
+    )
+    # The last byte of what is signed, which is the end of the signature; the last two characters may not matter.
+    return f"{signed[:-4]}AAAA" if how == "altered" else signed
+
+
+schemathesis.auth.set_from_requests(SignedRead())
+
+
+@schemathesis.serializer(MSGPACK)
+def to_msgpack(context: schemathesis.SerializationContext, value: Any) -> dict[str, Any]:
+    return {"data": msgpack.packb(_packable(value), unicode_errors="surrogatepass")}
+
+
+def _packable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _packable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_packable(item) for item in value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return float(value)
+    if isinstance(value, bool | int | float | str | bytes | None):
+        return value
+    # What schemathesis makes for "format: binary".
+    return bytes(value.data)
+
+
+@schemathesis.deserializer(MSGPACK, "application/octet-stream")
+def from_bytes(context: schemathesis.DeserializationContext, response: schemathesis.Response) -> Any:
+    """No schema describes what is inside: `verifies_offline` looks."""
+    return {}
+
+
+@schemathesis.hook
+def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+    accept = next(ACCEPTED)
+    if accept is not None and "Accept" not in (case.headers or {}):
+        case.headers["Accept"] = accept
+    positive = case.meta is not None and case.meta.generation.mode.is_positive
+    if _operation(case) == "submit" and case.method == "POST" and positive and next(_bodies) % REAL_BODY == 0:
+        submitted = SUBMISSIONS.next()
+        case.body = [_shaped(each, case) for each in submitted] if isinstance(submitted, list) else _shaped(submitted, case)
+
+
+def _shaped(item: Item, case: schemathesis.Case) -> dict[str, Any]:
+    if case.media_type == MSGPACK:
+        return {"envelope": item.envelope, "bodies": item.bodies}
+    return {
+        "envelope": base64.b64encode(item.envelope).decode(),
+        "bodies": [base64.b64encode(body).decode() for body in item.bodies],
+    }
+
+
+@schemathesis.hook
+def after_call(context: schemathesis.HookContext, case: schemathesis.Case, response: schemathesis.Response) -> None:
+    media = _media(response)
+    code = str(json.loads(response.content).get("code")) if media == "application/problem+json" and response.content else ""
+    SEEN[Seen(_operation(case), response.status_code, media, code)] += 1
+
+
+@atexit.register
+def _write_seen() -> None:
+    write(Path(FACTS.seen), [Count(seen, times) for seen, times in sorted(SEEN.items())])
+
+
+@schemathesis.check
+def verifies_offline(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case) -> None:
+    """What is to be verified with genesis alone verifies, and is of what was asked for."""
+    if response.status_code != 200:
+        return
+    operation, media, data = _operation(case), _media(response), response.content
+    parameters = case.path_parameters or {}
+    if operation == "receipt":
+        data = base64.b64decode(json.loads(data)["receipt"]) if media == JSON else data
+        assert verify_receipt(data, FACTS.genesis).id.hex() == parameters["id"]
+    elif operation == "state" and media == MSGPACK:
+        assert verify_state_answer(data, FACTS.genesis).key == f"{parameters['contract']}/{parameters['key']}"
+    elif operation == "block" and media == MSGPACK:
+        assert decode_block(data, BLOCKS_BYTES_MAX).header.height == int(parameters["height"])
+    elif operation == "blocks" and media == MSGPACK:
+        for row in decode(data, BLOCKS_BYTES_MAX)["blocks"]:
+            decode_block(row["block"], BLOCKS_BYTES_MAX)
+    elif operation == "body":
+        assert body_commitment(data).hex() == parameters["commitment"]
+    elif operation == "genesis" and media == MSGPACK:
+        assert decode_genesis(data) == FACTS.genesis
+
+
+@schemathesis.check
+def has_the_type_asked_for(
+    ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case
+) -> None:
+    """One type was asked for that this operation has: the answer is of that type."""
+    wanted = (case.headers or {}).get("Accept")
+    described = case.operation.definition.raw["responses"]["200"]["content"]
+    both = {JSON, MSGPACK} <= set(described) and _operation(case) != "state"
+    if response.status_code == 200 and both and wanted in (JSON, MSGPACK):
+        assert _media(response) == wanted
+
+
+def _operation(case: schemathesis.Case) -> str:
+    return str(case.operation.definition.raw["operationId"])
+
+
+def _media(response: schemathesis.Response) -> str:
+    return response.headers.get("content-type", [""])[0].partition(";")[0]
