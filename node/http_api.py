@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import msgspec
 import structlog
@@ -100,7 +100,14 @@ async def provider_port(backend: Backend, settings: ProviderSection) -> AsyncIte
     assert server is not None, "the runner was set up"
     try:
         listener = await loop.create_server(
-            lambda: _Connection(server, loop=loop, keepalive_timeout=KEEPALIVE_S, **NO_ACCESS_LOG),
+            lambda: _Connection(
+                server,
+                loop=loop,
+                keepalive_timeout=KEEPALIVE_S,
+                # Compressed bodies are refused, so nothing is to be unpacked on the way.
+                auto_decompress=False,
+                **NO_ACCESS_LOG,
+            ),
             settings.host,
             settings.port,
         )
@@ -154,13 +161,12 @@ def make_app(backend: Backend, settings: ProviderSection) -> web.Application:
 
 def _parsed(endpoint: Endpoint, handler: Callable[[web.Request, Any], Awaitable[web.StreamResponse]]) -> Handler:
     """The handler with its parameters parsed, and no body where none belongs."""
-    fields = msgspec.structs.fields(endpoint.parameters)
-    whole = frozenset(field.encode_name for field in fields if _is_int(field.type))
+    shape = _shape(endpoint.parameters)
 
     async def run(request: web.Request) -> web.StreamResponse:
         if endpoint.method == "GET" and request.can_read_body:
             raise Rejection("bad_request", "a GET has no body here")
-        return await handler(request, _parameters(endpoint.parameters, whole, request))
+        return await handler(request, _parameters(shape, request))
 
     return run
 
@@ -387,21 +393,43 @@ class ProviderApi:
                 return await request.read()
         except TimeoutError:
             raise Rejection("request_timeout", f"the body took longer than {BODY_S:.0f} s") from None
+        except (ConnectionError, web.RequestPayloadError):
+            # The other side's fault, though it may not be there to read it.
+            raise Rejection("bad_request", "the body ended early, or is not what its headers say") from None
 
 
-def _parameters(shape: type[msgspec.Struct], whole: frozenset[str], request: web.Request) -> msgspec.Struct:
+class _Shape(NamedTuple):
+    """What parameters parse as. `whole` are integers, `optional` None where they are not given."""
+
+    parameters: type[msgspec.Struct]
+    whole: frozenset[str]
+    optional: frozenset[str]
+
+
+def _shape(parameters: type[msgspec.Struct]) -> _Shape:
+    fields = msgspec.structs.fields(parameters)
+    return _Shape(
+        parameters,
+        whole=frozenset(field.encode_name for field in fields if _is_int(field.type)),
+        optional=frozenset(field.encode_name for field in fields if field.default is None),
+    )
+
+
+def _parameters(shape: _Shape, request: web.Request) -> msgspec.Struct:
     """Path and query as one typed value, or Rejection("bad_request"): unknown and repeated ones are refused too.
 
-    `whole` are those that are integers: digits alone, where the library would also take 1e3.
+    The library reads more from text than it should: 1e3 as a number, and "null" as if nothing had been asked for.
     """
     query, path = request.query, request.match_info
     if len(set(query)) != len(query) or not path.keys().isdisjoint(query):
         raise Rejection("bad_request", "a parameter is given twice")
     given = {**query, **path}
-    if not all(re.fullmatch(r"-?[0-9]{1,20}", given[name]) for name in whole & given.keys()):
+    if not all(re.fullmatch(r"-?[0-9]{1,20}", given[name]) for name in shape.whole & given.keys()):
         raise Rejection("bad_request", "a number is digits alone")
+    if any(given[name].lower() == "null" for name in shape.optional & given.keys()):
+        raise Rejection("bad_request", "what is not wanted is left out")
     try:
-        return msgspec.convert(given, shape, strict=False)
+        return msgspec.convert(given, shape.parameters, strict=False)
     except msgspec.ValidationError as error:
         raise Rejection("bad_request", f"parameters: {_without_echo(error)}") from None
 

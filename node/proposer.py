@@ -1,8 +1,13 @@
 """When the leader makes a block.
 
 At once when nothing is in flight, so that an idle network answers fast; while a block is in flight the pool gathers,
-so that a busy one makes larger blocks. A second block joins the first only if it would be full. When results stand
-without proof and nothing else comes, an empty block follows after `seal_delay_ms`.
+so that a busy one makes larger blocks. A second block joins the first only if it would be full.
+
+After a block of n transactions the next one waits until n are there, for at most n * GATHER_S: clients that wait for
+their commits come again together, and each block costs every node a synced write and a handful of signatures, however
+little is in it. It is a wait about as long as the work on those n, and after a single transaction there is none.
+
+When results stand without proof and nothing else comes, an empty block follows after `seal_delay_ms`.
 """
 
 import asyncio
@@ -19,6 +24,9 @@ from storage.store import Store
 
 # Blocks that may wait for their certificate or execution here before the next is made.
 IN_FLIGHT_MAX = 4
+# How long a block waits for company at most: for each transaction of the one before it, and in all.
+GATHER_S = 0.0005
+GATHER_MAX_S = 0.05
 
 
 class Proposer:
@@ -45,6 +53,10 @@ class Proposer:
         self._seal_delay_s = seal_delay_ms / 1000
         self._last_busy_height = last_busy_height
         self._seal_timer: asyncio.TimerHandle | None = None
+        self._gather_timer: asyncio.TimerHandle | None = None
+        # How many transactions the newest block has that was made here; when the log was last executed to its end.
+        self._newest_count = 0
+        self._idle_since_s = float("-inf")
 
     def consider(self) -> None:
         """Something changed: make a block if there is one to make."""
@@ -54,7 +66,7 @@ class Proposer:
         in_flight = core.last_height - self._store.executed_height
         waiting = len(self._pool) - self._tail.transactions
         full = waiting >= self._parameters.block_transactions_max
-        if waiting > 0 and (in_flight == 0 or (full and in_flight < IN_FLIGHT_MAX)):
+        if waiting > 0 and ((in_flight == 0 and self._gathered(waiting)) or (full and in_flight < IN_FLIGHT_MAX)):
             self._propose_from_pool()
         if core.last_height == self._store.executed_height and self._unsealed():
             self._start_seal_timer()
@@ -63,15 +75,39 @@ class Proposer:
         """A block was executed here."""
         if count:
             self._last_busy_height = max(self._last_busy_height, height)
+        if height == self._driver.core.last_height:
+            self._idle_since_s = asyncio.get_running_loop().time()
         self.consider()
 
     def close(self) -> None:
-        if self._seal_timer is not None:
-            self._seal_timer.cancel()
+        """Stop the timers."""
+        for timer in (self._seal_timer, self._gather_timer):
+            if timer is not None:
+                timer.cancel()
+        self._seal_timer = self._gather_timer = None
+
+    def _gathered(self, waiting: int) -> bool:
+        """Whether the next block waits for company no longer; else it is considered again when it shall not."""
+        loop = asyncio.get_running_loop()
+        until_s = self._idle_since_s + min(self._newest_count * GATHER_S, GATHER_MAX_S)
+        if waiting >= self._newest_count or loop.time() >= until_s:
+            return True
+        if self._gather_timer is None:
+            self._gather_timer = loop.call_at(until_s, self._stop_gathering)
+        return False
+
+    def _stop_gathering(self) -> None:
+        self._gather_timer = None
+        self._newest_count = 0
+        self.consider()
 
     def _propose_from_pool(self) -> None:
         now_ms = self._now_ms()
+        chosen = self._choose(now_ms)
+        if chosen or self._someone_waits_past(now_ms):
+            self._propose(chosen)
 
+    def _choose(self, now_ms: int) -> list[Transaction]:
         def fits(transaction: Transaction) -> bool:
             try:
                 check_time(transaction.envelope, now_ms)
@@ -79,11 +115,14 @@ class Proposer:
                 return False
             return True
 
-        chosen = self._pool.take(
-            self._parameters.block_transactions_max, self._parameters.block_bytes_max, self._tail, fits
-        )
-        if chosen or self._someone_waits_past(now_ms):
-            self._driver.propose(chosen)
+        parameters = self._parameters
+        return self._pool.take(parameters.block_transactions_max, parameters.block_bytes_max, self._tail, fits)
+
+    def _propose(self, chosen: list[Transaction]) -> None:
+        # It is what either timer was for: the wait is over, and it seals as well as an empty block would.
+        self.close()
+        self._newest_count = len(chosen)
+        self._driver.propose(chosen)
 
     def _someone_waits_past(self, now_ms: int) -> bool:
         """Whether only a newer block time lets the pool say "dropped"; it also shows the others a clock far ahead."""
@@ -102,4 +141,5 @@ class Proposer:
         self._seal_timer = None
         core = self._driver.core
         if core.role is Role.LEADER and core.last_height == self._store.executed_height and self._unsealed():
-            self._driver.propose([])
+            # Whoever still waits for company goes along.
+            self._propose(self._choose(self._now_ms()))

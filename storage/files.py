@@ -103,9 +103,13 @@ def scan_files(
     After `seconds_max` no further table is begun; CURRENT, MANIFEST and the logs are always read. Raises
     StorageFailure where there is no database.
     """
+    _require_database(folder)
+    return _Scan(folder, progress, seconds_max).run()
+
+
+def _require_database(folder: Path) -> None:
     if is_new(folder):
         raise StorageFailure(f"{folder} cannot be opened: it holds no database")
-    return _Scan(folder, progress, seconds_max).run()
 
 
 class _Scan:
@@ -225,7 +229,8 @@ def _table_faults(name: str, table: Table, data: bytes) -> list[FileFault]:
         try:
             formats.verify_block(data, block)
         except DamagedBytes as error:
-            keys = formats.block_keys(data, block)
+            # Where the damage is in a key, what stands around the block still says which they were.
+            keys = formats.block_keys(data, block) or [block.low or table.smallest, block.high or table.largest]
             faults.append(FileFault(name, str(error), keys, block.low, block.high))
     return faults
 
@@ -238,10 +243,9 @@ def _keys_in(remains: bytes) -> list[bytes]:
 
 
 def _names(keys: Sequence[bytes]) -> str:
-    """One or two records by name, more by the first and the last."""
-    if len(keys) > 2:
-        return f"{schema.name_of(keys[0])} to {schema.name_of(keys[-1])} ({len(keys)} records)"
-    return ", ".join(map(schema.name_of, keys))
+    """The first and the last of the records that share the damage."""
+    names = [schema.name_of(key) for key in keys]
+    return " to ".join(dict.fromkeys([*names[:1], *names[-1:]]))
 
 
 class Places:
@@ -285,6 +289,7 @@ def held(folder: Path) -> Iterator[None]:
 
     Not to be used in a process that has this database open: the lock is a process's, and would end with this.
     """
+    _require_database(folder)
     try:
         descriptor = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

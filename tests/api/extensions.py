@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ from tests.api.submissions import Item, Submissions
 
 JSON, MSGPACK = "application/json", "application/msgpack"
 BLOCKS_BYTES_MAX = 16 * 1024 * 1024
-# One signed read of so many is by somebody who may not read, or not as it must be.
-ODD_READ = 5
-# Every other body that is right by the schema gives way to a transaction.
-REAL_BODY = 2
+# Every other read that is to be signed is signed by somebody who may not read, or not as it must be, or not at all.
+ODD_READ = 2
+ODD = ("unsigned", "gone", "rotated", "stranger", "late", "altered", "elsewhere", "nonsense")
+# Of so many bodies that are right by the schema, all but one give way to a transaction.
+MADE_UP_BODY = 3
 
 FACTS: Facts = read_facts(Path(os.environ[FACTS_VARIABLE]))
 SUBMISSIONS = Submissions(FACTS)
@@ -42,17 +44,21 @@ _bodies = count()
 
 
 class SignedRead(AuthBase):
-    """Signs a request as it will be sent, for the doctor; now and then wrongly."""
+    """Signs a request as it will be sent, for the doctor; every other time wrongly, each path in every way."""
 
     def __init__(self) -> None:
-        self._reads = count()
-        self._odd = cycle(("gone", "rotated", "stranger", "late", "elsewhere", "altered", "nonsense"))
+        self._reads: dict[str, Iterator[int]] = {}
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        kind = next(
+            (part for part in ("/state/records/", "/bodies/", "/records", "subject=") if part in request.path_url), ""
+        )
         # What schemathesis put there itself is what it wants to try.
-        if "Authorization" not in request.headers:
-            odd = next(self._reads) % ODD_READ == ODD_READ - 1
-            request.headers["Authorization"] = _signature(request, next(self._odd) if odd else "doctor")
+        if kind and "Authorization" not in request.headers:
+            number = next(self._reads.setdefault(kind, count()))
+            how = ODD[number // ODD_READ % len(ODD)] if number % ODD_READ else "doctor"
+            if how != "unsigned":
+                request.headers["Authorization"] = _signature(request, how)
         return request
 
 
@@ -107,9 +113,11 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
     if accept is not None and "Accept" not in (case.headers or {}):
         case.headers["Accept"] = accept
     positive = case.meta is not None and case.meta.generation.mode.is_positive
-    if _operation(case) == "submit" and case.method == "POST" and positive and next(_bodies) % REAL_BODY == 0:
+    if _operation(case) == "submit" and case.method == "POST" and positive and next(_bodies) % MADE_UP_BODY:
         submitted = SUBMISSIONS.next()
-        case.body = [_shaped(each, case) for each in submitted] if isinstance(submitted, list) else _shaped(submitted, case)
+        case.body = (
+            [_shaped(each, case) for each in submitted] if isinstance(submitted, list) else _shaped(submitted, case)
+        )
 
 
 def _shaped(item: Item, case: schemathesis.Case) -> dict[str, Any]:
@@ -124,7 +132,11 @@ def _shaped(item: Item, case: schemathesis.Case) -> dict[str, Any]:
 @schemathesis.hook
 def after_call(context: schemathesis.HookContext, case: schemathesis.Case, response: schemathesis.Response) -> None:
     media = _media(response)
-    code = str(json.loads(response.content).get("code")) if media == "application/problem+json" and response.content else ""
+    code = (
+        str(json.loads(response.content).get("code"))
+        if media == "application/problem+json" and response.content
+        else ""
+    )
     SEEN[Seen(_operation(case), response.status_code, media, code)] += 1
 
 
@@ -134,7 +146,9 @@ def _write_seen() -> None:
 
 
 @schemathesis.check
-def verifies_offline(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case) -> None:
+def verifies_offline(
+    ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case
+) -> None:
     """What is to be verified with genesis alone verifies, and is of what was asked for."""
     if response.status_code != 200:
         return

@@ -19,10 +19,7 @@ VERSIONS = 3
 async def seed(devnet: Devnet, node: DevnetNode, folder: Path) -> Facts:
     """Everything through `node`, and sealed when this returns."""
     admin = admin_of(devnet, node)
-    doctor, patient, gone, rotated = [
-        await enrol(devnet, node, folder, name, role)
-        for name, role in _ROLES.items()
-    ]
+    doctor, patient, gone, rotated = [await enrol(devnet, node, folder, name, role) for name, role in _ROLES.items()]
     before = rotated.seeds[0]
     async with Client([node.url], devnet.genesis, admin) as client:
         await client.revoke(gone.account)

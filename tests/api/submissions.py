@@ -72,8 +72,13 @@ class Submissions:
             lambda: Item(self._resigned(format=2), [BODY]),
             lambda: Item(self._resigned(actions=[{"do": "member.promote"}]), [BODY]),
             lambda: Item(self._resigned(surprise=1), [BODY]),
-            lambda: Item(self._resigned(actions=[{"do": "member.register", "key": SMALL_ORDER, "proof": bytes(64),
-                                                  "role": "patient"}], bodies=[]), []),
+            lambda: Item(
+                self._resigned(
+                    actions=[{"do": "member.register", "key": SMALL_ORDER, "proof": bytes(64), "role": "patient"}],
+                    bodies=[],
+                ),
+                [],
+            ),
             lambda: Item(encode({"body": self._parts()["body"]}), [BODY]),
             lambda: Item(encode({**self._parts(), "signature": bytes(64)}), [BODY]),
             lambda: Item(self._added().envelope + b"\0", [BODY]),

@@ -110,6 +110,7 @@ def test_the_commands_are_these() -> None:
         "devnet restart",
         "devnet status",
         "devnet up",
+        "events",
         "genesis new",
         "keys new",
         "keys show",
@@ -226,6 +227,19 @@ def test_a_day_at_the_hospital(
     assert code == 3
     assert "does not verify" in line
 
+    # What happened, the same at either hospital.
+    about_rosa = ("events", "--from", "1", "--subject", card["subject"], "--limit", "4", "--json")
+    told = run(*about_rosa, *at_home, *lee)
+    assert run(*about_rosa, "--at", away, *lee) == told
+    events = [json.loads(line) for line in told.splitlines()]
+    assert [each["actions"][0]["do"] for each in events] == ["record.add"] * 3 + ["record.amend"]
+    assert {each["actions"][0]["record"] for each in events} == {each["record"] for each in listed}
+    (last,) = run("events", "--after", events[-2]["id"], "--contract", "records", "--limit", "1", *at_home).splitlines()
+    assert last.split()[0] == events[-1]["id"]
+    assert f"record.amend body=0 record={note['record']}" in last
+    of_her = run("events", "--from", "1", "--member", card["account"], "--limit", "1", "--json", *at_home)
+    assert json.loads(of_her)["transaction"] == registered["transaction"]
+
     # Keys change and end.
     run("member", "rotate", *at_home, *rosa)
     assert run_json("record", "list", *at_home, *rosa)["records"] == listed
@@ -336,6 +350,9 @@ def test_keys_and_genesis_for_a_network_of_ones_own(
         (["member", "rotate", "--account", "00"], 2, "all of --account, --key and --proof"),
         (["node", "--config", "/nonexistent"], 2, "/nonexistent is not a file"),
         (["keys", "show", "/nonexistent"], 1, "no_such_file"),
+        (["events", "--contract", "claims"], 2, "--contract is identity or records, not 'claims'"),
+        (["events", "--after", "one"], 1, "bad_event_id"),
+        (["events", "--from", "1", "--after", "1"], 2, "--from or --after, not both"),
     ],
 )
 def test_mistakes_are_one_line_and_an_exit_code(fail: Fail, arguments: list[str], code: int, words: str) -> None:

@@ -1,8 +1,8 @@
-"""The client's stream of events: each once, in order, over nodes that stop, stall, break off and repeat themselves."""
+"""The client's stream of events: each once, in order, over nodes that end it, break off, repeat or contradict it."""
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from itertools import cycle, islice
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from carequorum.client import Client
@@ -47,6 +47,13 @@ async def take(events: AsyncGenerator[Event, None], count: int) -> list[Event]:
             if len(found) == count:
                 break
     return found
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop go round until it holds."""
+    async with asyncio.timeout(10.0):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 def ids(events: Sequence[Event]) -> list[str]:
@@ -143,11 +150,12 @@ def test_every_event_comes_once_and_in_order(events: list[EventId], connections:
     assert [event.id for event in found] == events
 
 
-@given(events=IDS, after=st.integers(0, 39))
+@given(events=IDS, after=st.integers(0, 10))
 def test_a_stream_goes_on_after_any_event(events: list[EventId], after: int) -> None:
-    last, rest = events[min(after, len(events) - 1)], events[min(after, len(events) - 1) + 1 :]
-    following = Following(ScriptedTransport(events, []), "/v1/events", last, None)
-    assert [event.id for event in asyncio.run(take(following.events(), len(rest)))] == rest if rest else True
+    rest = events[after + 1 :]
+    assume(rest)
+    following = Following(ScriptedTransport(events, []), "/v1/events", events[after], None)
+    assert [event.id for event in asyncio.run(take(following.events(), len(rest)))] == rest
 
 
 # Real ports.
@@ -215,7 +223,7 @@ async def test_an_event_is_what_the_ledger_says(ports: list[Port], doctor: Walle
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("after_bytes", [50, 300, 700, 1_500])
+@pytest.mark.parametrize("after_bytes", [300, 700, 1_500])
 async def test_a_connection_that_breaks_is_gone_on_with_elsewhere(
     ports: list[Port], doctor: Wallet, after_bytes: int
 ) -> None:
@@ -232,8 +240,7 @@ async def test_a_connection_that_breaks_is_gone_on_with_elsewhere(
 async def test_what_happens_while_one_reads_comes_as_it_happens(ports: list[Port], doctor: Wallet) -> None:
     async with client_of(ports, doctor) as client, aclosing(client.events()) as events:
         coming = asyncio.ensure_future(anext(events))
-        while not any("/v1/events" in request for request in ports[0].requests):
-            await asyncio.sleep(0.001)
+        await until(lambda: any("/v1/events" in request for request in ports[0].requests))
         await add(client, 1)
         assert str((await coming).id) == "3.0.0"
         for height in (5, 7, 9):
@@ -249,7 +256,7 @@ async def test_a_consumer_that_dawdles_is_cut_and_misses_nothing(
     monkeypatch.setattr(node_events, "SOCKET_BYTES", 4_096)
     hospital = ports[0].backend
     async with client_of(ports, doctor) as client:
-        for batch in range(6):
+        for batch in range(10):
             actions = [
                 [records.Add(body=0, record=sha256(bytes([batch, each])), subject=b"s" * 32)] for each in range(200)
             ]
@@ -260,13 +267,11 @@ async def test_a_consumer_that_dawdles_is_cut_and_misses_nothing(
         async with aclosing(client.events(1)) as events:
             async for event in events:
                 found.append(event)
-                if len(found) in (2, 700):
-                    before = cuts(hospital)
-                    while cuts(hospital) == before:
-                        await asyncio.sleep(0.001)
-                if len(found) == 1_201:
+                if len(found) == 2:
+                    await until(lambda: cuts(hospital) == 1)
+                if len(found) == 2_001:
                     break
-    assert ids(found) == ["1.0.0", *(f"{height}.{index}.0" for height in range(3, 9) for index in range(200))]
+    assert ids(found) == ["1.0.0", *(f"{height}.{index}.0" for height in range(3, 13) for index in range(200))]
 
 
 def cuts(hospital: Hospital | object) -> float:
@@ -292,9 +297,9 @@ def cuts(hospital: Hospital | object) -> float:
     ],
 )
 async def test_a_node_that_talks_nonsense_is_passed_over(ports: list[Port], doctor: Wallet, lie: bytes) -> None:
-    ports[0].faults.append(answers(lie, headers={"Content-Type": "text/event-stream"}))
     async with client_of(ports, doctor) as client:
         await add(client, 1)
+        ports[0].faults.append(answers(lie, headers={"Content-Type": "text/event-stream"}))
         found = await take(client.events(1), 2)
     assert ids(found) == ["1.0.0", "3.0.0"]
     assert sum("/v1/events" in request for request in ports[1].requests) == 1

@@ -143,6 +143,9 @@ async def test_a_stream_goes_on_after_any_id(recorded: Port, monkeypatch: pytest
     assert await ids(recorded, 4, "?from=4") == all_ids[2:]
     assert await ids(recorded, 4, "", after="3") == all_ids[2:]
     assert await ids(recorded, 4, "", after="4.12.7") == all_ids[2:]
+    # In genesis, which is no block.
+    assert await ids(recorded, 6, "", after="0") == all_ids
+    assert await ids(recorded, 6, "", after="0.3.1") == all_ids
 
 
 @pytest.mark.asyncio

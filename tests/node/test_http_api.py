@@ -35,6 +35,16 @@ from tests.storage.chains import doctor
         ("GET", "/v1/blocks?limit=1&limit=2", "bad_request"),
         ("GET", "/v1/blocks?limit=", "bad_request"),
         ("GET", "/v1/blocks?colour=red", "bad_request"),
+        ("GET", "/v1/blocks?limit=1e1", "bad_request"),
+        ("GET", "/v1/blocks?limit=1.0", "bad_request"),
+        ("GET", "/v1/blocks?limit=%D9%A3", "bad_request"),
+        ("GET", "/v1/blocks/1?height=1", "bad_request"),
+        ("GET", "/v1/blocks/1.0", "bad_request"),
+        ("GET", "/v1/events?contract=null", "bad_request"),
+        ("GET", "/v1/events?contract=NULL", "bad_request"),
+        ("GET", "/v1/events?from=null", "bad_request"),
+        ("GET", "/v1/events?member=null", "bad_request"),
+        ("GET", "/v1/records?subject=" + "ab" * 32 + "&before=null", "bad_request"),
         ("GET", "/v1/network?verbose=1", "bad_request"),
         ("GET", "/v1/transactions/abc", "bad_request"),
         ("GET", "/v1/transactions/" + "AB" * 32, "bad_request"),
@@ -78,6 +88,21 @@ async def test_a_fault_ends_its_request_only(
     assert "request_failed" in printed.out + printed.err
     assert secret not in printed.out + printed.err
     assert await port.get("/healthz") == {"status": "ok"}
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_leaves_in_the_middle_is_no_fault_of_the_node(
+    port: Port, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = b"POST /v1/transactions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    _, writer = await asyncio.open_connection("127.0.0.1", int(port.url.rpartition(":")[2]))
+    writer.write(head)
+    await writer.drain()
+    while port.backend.metrics.http_requests.labels("/v1/transactions", "400")._value.get() == 0:
+        writer.close()
+        await port.get("/healthz")
+    assert 'status="5' not in port.backend.metrics.render().decode()
+    assert "request_failed" not in capsys.readouterr().out
 
 
 @pytest.mark.asyncio

@@ -49,8 +49,12 @@ def mentions(text: str) -> Iterator[bytes]:
         f"/v1/state/records/{quoted}",
         f"/v1/bodies/{quoted}",
         f"/v1/records?subject={quoted}",
+        f"/v1/events?from=x{quoted}",
+        f"/v1/events?contract={quoted}",
+        f"/v1/events?member={quoted}",
     ):
         yield http("GET", target)
+    yield http("GET", "/v1/events", Last_Event_ID=f"x{quoted}")
     yield http("DELETE", f"/v1/blocks/{quoted}")
     yield http("GET", "/v1/blocks/none", Accept=quoted, User_Agent=quoted, Referer=quoted, Cookie=f"name={quoted}")
     signature = base64.b64encode(raw).decode()

@@ -10,7 +10,7 @@ from ledger.encoding import decode, encode
 from ledger.keys import sha256
 from ledger.transaction import body_commitment, decode_transaction
 from storage import schema
-from storage.check import BLOCKS, RECORDS, check_path, check_store
+from storage.check import BLOCKS, FILES, RECORDS, check_path, check_store
 from storage.leveldb import LevelDb
 from storage.port import StorageFailure
 from storage.report import PROBLEMS_MAX, CheckReport, Problem
@@ -317,8 +317,11 @@ def test_a_folder(tmp_path: Path) -> None:
     chain = Chain(LevelDb(tmp_path / "db"))
     chain.add(doctor())
     chain.add(record("r"))
-    with pytest.raises(StorageFailure, match="in use"):
-        check_path(tmp_path / "db", GENESIS, lambda stage, done, of: None)
     chain.store.close()
-    report = check_path(tmp_path / "db", GENESIS, lambda stage, done, of: None)
-    assert report == CheckReport(last_height=2, executed_height=2, transactions=2, bodies=1)
+    told: list[str] = []
+    report = check_path(tmp_path / "db", GENESIS, lambda stage, done, of: told.append(stage))
+    assert report.ok
+    assert (report.last_height, report.executed_height, report.transactions, report.bodies) == (2, 2, 2, 1)
+    assert list(dict.fromkeys(told)) == [FILES, BLOCKS, RECORDS]
+    with pytest.raises(StorageFailure, match="holds no database"):
+        check_path(tmp_path / "none", GENESIS, lambda stage, done, of: None)
