@@ -81,14 +81,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=3, help="for the figure of three nodes (default 3)")
     parser.add_argument("--in-flight", type=int, default=64, help="at a time, of all processes (default 64)")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 3, 4], help="networks of so many (default 1 3 4)")
+    parser.add_argument("--sized", choices=("body", "transaction"), nargs="+", default=["body", "transaction"])
     parser.add_argument("--at", choices=("leader", "follower"), default="leader", help="where the load enters")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"), help="where the report goes")
     return parser.parse_args()
 
 
 def _plan(options: argparse.Namespace) -> list[tuple[int, Sized]]:
+    """Which load is told to which network; the one that matters to fewer is for three nodes only."""
     return [
-        (nodes, sized) for nodes in options.nodes for sized in (("body", "transaction") if nodes == 3 else ("body",))
+        (nodes, sized) for nodes in options.nodes for sized in options.sized if nodes == 3 or sized == "body"
     ]
 
 

@@ -32,8 +32,8 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class _Result(msgspec.Struct, frozen=True):
-    code: str | None
     status: str
+    code: str | None = None
 
 
 class _Answer(msgspec.Struct, frozen=True):

@@ -83,7 +83,7 @@ class RaftCore:
         self._state: Following | Campaign | Leadership = Following(self._parts, None, 0)
         self._term_leader: NodeId | None = None
         self._step_down_reason = ""
-        self._barred = False
+        self._barred_for = Reason.NONE
         self._failed = False
 
     # what may be looked at
@@ -145,12 +145,17 @@ class RaftCore:
     @property
     def barred(self) -> bool:
         """Refused by a quorum as a leader: stays out of elections until `mend`."""
-        return self._barred
+        return self._barred_for is not Reason.NONE
 
     @property
     def step_down_reason(self) -> str:
         """Why this node last gave up leading of its own accord; empty if it never did."""
         return self._step_down_reason
+
+    @property
+    def barred_for(self) -> Reason:
+        """Why, or NONE: of several reasons that of the refusal which completed the quorum."""
+        return self._barred_for
 
     @property
     def can_propose(self) -> bool:
@@ -281,7 +286,7 @@ class RaftCore:
 
     def mend(self) -> None:
         """What a quorum refused was put right (a clock, say): this node may campaign again."""
-        self._barred = False
+        self._barred_for = Reason.NONE
 
     # what goes out
 
@@ -318,7 +323,7 @@ class RaftCore:
 
     def _may_campaign(self) -> bool:
         disk_answers = self._log.writes.oldest_age_ticks(self._now) <= self._settings.election_ticks_max
-        return not self._barred and disk_answers and self.node_id in self.configuration.voters
+        return self._barred_for is Reason.NONE and disk_answers and self.node_id in self.configuration.voters
 
     def _campaign(self, role: Role) -> None:
         """Ask everyone, in the term after this one. Only a real candidacy enters that term, and votes for itself."""
@@ -436,7 +441,7 @@ class RaftCore:
         elif message.term == self.term and isinstance(self._state, Leadership):
             self._commit_may_move(self._state.step(sender, message, self._now))
             if self._state.refused_by_quorum:
-                self._barred = True
+                self._barred_for = message.reason
                 self._step_down("a quorum refuses its block")
 
     def _commit_may_move(self, moved: bool) -> None:

@@ -16,12 +16,15 @@ from ledger.errors import Rejection
 from ledger.finality import NodeId
 from ledger.keys import Hash, Signature, SigningKey, sha256, tag, verify
 from ledger.merkle import root_of
-from ledger.transaction import Transaction, decode_transaction, transaction_hash
+from ledger.transaction import Transaction, bodies_bytes, decode_transaction, transaction_hash
 
 BLOCK_HASH = tag("block")
 BLOCK_SIGNATURE = tag("block-signature")
 FORMAT = 1
 HEADER_BYTES_MAX = 4 * 1024
+
+# What the bodies that one block names weigh in all: what a node must hold in memory to take the block whole.
+BLOCK_BODIES_BYTES_MAX = 16 * 1024 * 1024
 
 Height = Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -109,6 +112,8 @@ def decode_block(
         transactions.append(found if found is not None else decode_transaction(item))
     if len({transaction.hash for transaction in transactions}) != len(transactions):
         raise Rejection("bad_block", "it holds the same signed transaction twice")
+    if sum(map(bodies_bytes, transactions)) > BLOCK_BODIES_BYTES_MAX:
+        raise Rejection("bad_block", f"its bodies have more than {BLOCK_BODIES_BYTES_MAX} bytes in all")
     if header.count != len(transactions) or header.tx_root != tx_root(transactions):
         raise Rejection("bad_block", "tx_root or count does not match the transactions")
     return Block(header, block_hash(wire.header), wire.header, wire.signature, tuple(transactions), data)

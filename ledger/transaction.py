@@ -142,6 +142,11 @@ def transaction_hash(data: bytes) -> bytes:
     return _hash_of(data)
 
 
+def bodies_bytes(transaction: Transaction) -> int:
+    """What the bodies that it names weigh."""
+    return sum(reference.size for reference in transaction.envelope.bodies)
+
+
 def check_signature(transaction: Transaction, chain: bytes) -> None:
     """The stateless half of admission: Rejection("wrong_chain") or ("bad_signature")."""
     if transaction.envelope.chain != chain:

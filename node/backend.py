@@ -50,6 +50,7 @@ class NodeBackend:
         *,
         now_ms: Callable[[], int],
         ready: Callable[[], str | None],
+        fault: Callable[[Exception], None],
         peers: Callable[[], dict[str, PeerStatus]],
         share: Callable[[Sequence[SharedTransaction]], None],
         admitted: Callable[[], None],
@@ -65,6 +66,7 @@ class NodeBackend:
         self._admission = admission
         self._now_ms = now_ms
         self._ready = ready
+        self._fault = fault
         self._peers = peers
         self._share = share
         self._admitted = admitted
@@ -76,6 +78,9 @@ class NodeBackend:
 
     def ready(self) -> str | None:
         return self._ready()
+
+    def fault(self, error: Exception) -> None:
+        self._fault(error)
 
     def submit(self, items: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Submission]:
         answers: list[Submission] = []

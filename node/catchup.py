@@ -2,7 +2,7 @@
 
 The core's leader sends blocks only to those close behind; who is further behind asks, one peer after the other,
 for ranges that end at a certificate, checks them as it would check a leader's, and hands them to the core. One
-range is under way at a time, so memory is bounded by one answer and its bodies.
+range is under way at a time: its blocks are at most RANGE_BYTES_MAX or one block, its bodies at most BODIES_BYTES_MAX.
 """
 
 import asyncio
@@ -11,18 +11,21 @@ from itertools import pairwise
 
 import structlog
 
-from consensus.messages import Certificate, CertifiedBlocks, Entry
+from consensus.messages import Certificate, CertifiedBlocks, Entry, Reason
 from ledger.block import header_of
 from ledger.errors import Rejection
 from ledger.finality import decode_certificate
+from ledger.transaction import bodies_bytes
 from network.port import BlockRange, FetchFailed
 from node.certificates import plain
 from node.driver import Driver
 from node.intake import BlockChecks, FetchBodies, RefusedAtError, fetch_all
+from storage.executed import Divergence
 
 _log = structlog.get_logger(__name__)
 
-RANGE_BYTES_MAX = 2 * 1024 * 1024
+RANGE_BYTES_MAX = 256 * 1024
+BODIES_BYTES_MAX = 32 * 1024 * 1024
 RETRY_S = 0.2
 
 FetchBlocks = Callable[[str, int, int], Awaitable[BlockRange]]
@@ -61,6 +64,8 @@ class CatchUp:
         self._executed = executed
         self._target = 0
         self._turn = 0
+        self._range_bytes = RANGE_BYTES_MAX
+        self._complained = ("", "")
         self._work = asyncio.Event()
 
     def notice(self, certified_height: int) -> None:
@@ -88,14 +93,24 @@ class CatchUp:
         """One range from `peer` into the log; whether that moved this node."""
         begin = self._driver.core.commit_height
         try:
-            answer = await self._fetch_blocks(peer, begin + 1, RANGE_BYTES_MAX)
+            answer = await self._fetch_blocks(peer, begin + 1, self._range_bytes)
             blocks = self._checked(peer, begin, answer)
             if blocks is None:
                 return False
             inspected = self._checks.inspect(blocks.entries, certified=True)
-        except (FetchFailed, Rejection, RefusedAtError) as error:
-            _log.warning("catch-up failed", peer=peer, detail=str(error))
+        except RefusedAtError as error:
+            if error.reason is Reason.BAD_ROOTS:
+                # The roots stand under a certified hash: no peer can have made them up.
+                raise Divergence(str(error)) from None
+            self._complain(peer, str(error))
             return False
+        except (FetchFailed, Rejection) as error:
+            self._complain(peer, str(error))
+            return False
+        weight = sum(bodies_bytes(transaction) for block in inspected for transaction in block.transactions)
+        if len(inspected) > 1 and weight > BODIES_BYTES_MAX:
+            self._range_bytes = max(self._range_bytes // 2, 1)
+            return True
         bodies: dict[bytes, bytes] = {}
         missing = self._checks.missing(inspected, bodies)
         if not await fetch_all(self._fetch_bodies, peer, missing, bodies):
@@ -103,9 +118,20 @@ class CatchUp:
         if self._driver.core.commit_height != begin:
             return True
         self._checks.hold(inspected, bodies)
-        self._driver.step_certified(peer, blocks)
+        held = self._driver.step_certified(peer, blocks)
+        self._checks.drop_unlogged(inspected)
+        if not held:
+            # Too much waits for the disk already.
+            return False
         await self._executed(blocks.certificate.height)
+        self._range_bytes = RANGE_BYTES_MAX
         return True
+
+    def _complain(self, peer: str, detail: str) -> None:
+        """One line for a peer's fault, however often it is met in a row."""
+        if (peer, detail) != self._complained:
+            self._complained = (peer, detail)
+            _log.warning("catch-up failed", peer=peer, detail=detail)
 
     def _checked(self, peer: str, begin: int, answer: BlockRange) -> CertifiedBlocks | None:
         """The range as entries, linked to this log and ending at a certificate that holds."""
@@ -121,7 +147,7 @@ class CatchUp:
             or entries[-1].hash != certificate.hash
             or not self._certificate_holds(certificate)
         ):
-            _log.warning("catch-up refused", peer=peer, detail="no certified range on top of this log")
+            self._complain(peer, "no certified range on top of this log")
             return None
         own = self._driver.core.term_hash(begin)
         if own is None or own[1] != entries[0].parent:

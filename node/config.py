@@ -76,7 +76,7 @@ class ProviderSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     host: Host = "127.0.0.1"
     port: Port = 7480
     request_bytes_max: Annotated[int, Meta(ge=2 * MIB, le=256 * MIB)] = 16 * MIB
-    wait_ms_max: Milliseconds = 30_000
+    wait_ms_max: Milliseconds = 8_000
 
 
 class ConsensusSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 exit 0   SIGTERM or SIGINT: stopped serving, answered what was in flight, closed the store
 exit 1   a fault: the log's last line names it
-exit 2   the configuration, a key file or genesis is wrong; nothing was started
+exit 2   the configuration, a key file or genesis is wrong, or a port is taken; nothing was started
 exit 3   the disk failed, or holds what was never written: the last line names height, record and file
 exit 4   what is certified contradicts this node: it keeps its store, for people to look at
 exit 5   the other nodes removed this one
@@ -15,10 +15,10 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import uvloop
@@ -50,6 +50,8 @@ from storage.store import Store
 
 _log = structlog.get_logger("node.daemon")
 
+T = TypeVar("T")
+
 # In data_dir.
 STORE_FOLDER = "ledger"
 
@@ -58,6 +60,7 @@ EXIT_CONFIGURATION = 2
 
 # The first kind that a fault is, or is caused by, decides.
 EXITS: tuple[tuple[type[BaseException], int], ...] = (
+    (ConfigError, EXIT_CONFIGURATION),
     (StorageFailure, 3),
     (Divergence, 4),
     (Contradiction, 4),
@@ -196,7 +199,11 @@ async def _serving(config: Config, node: Node) -> AsyncIterator[None]:
         await started.wait()
         network = node.network
         assert isinstance(network, PeerNetwork)
-        async with network, provider_port(node.backend, config.provider) as port:
+        peers, provider = config.peers, config.provider
+        async with (
+            bound("peers.listen_port", f"{peers.listen_host}:{peers.listen_port}", network),
+            bound("provider.port", f"{provider.host}:{provider.port}", provider_port(node.backend, provider)) as port,
+        ):
             write_ports(config.node.ports_file, network.address, (config.provider.host, port))
             _log.info("listening", peer_port=network.address[1], provider_port=port)
             try:
@@ -204,6 +211,18 @@ async def _serving(config: Config, node: Node) -> AsyncIterator[None]:
             finally:
                 node.stop_serving()
         life.cancel()
+
+
+@asynccontextmanager
+async def bound(key: str, address: str, listener: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """The listener, entered. Raises ConfigError, naming `key`, where its address cannot be bound."""
+    try:
+        entered = await listener.__aenter__()
+    except OSError as error:
+        raise ConfigError(key, address, f"an address that can be bound ({error.strerror})") from None
+    async with AsyncExitStack() as stack:
+        stack.push_async_exit(listener)
+        yield entered
 
 
 def write_ports(path: Path, peer: tuple[str, int], provider: tuple[str, int]) -> None:

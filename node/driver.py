@@ -22,9 +22,7 @@ import structlog
 from consensus.core import RaftCore
 from consensus.errors import ProtocolViolation
 from consensus.messages import (
-    Answer,
     Append,
-    AppendReply,
     Certificate,
     CertifiedBlocks,
     Entry,
@@ -40,7 +38,7 @@ from storage.store import Store
 
 _log = structlog.get_logger(__name__)
 
-# Runs a blocking function in the one thread that writes, and gives its result.
+# Runs a blocking function in the one thread that writes.
 InWriter = Callable[[Callable[[], object]], Awaitable[None]]
 
 
@@ -107,22 +105,16 @@ class Driver:
         self._work = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._shown: tuple[Role, int] = (core.role, core.term)
-        self._refused_for = Reason.NONE
-
-    @property
-    def barred_for(self) -> Reason:
-        """Why a quorum refused this node's blocks and it stays out of elections; NONE if it does not."""
-        return self._refused_for if self.core.barred else Reason.NONE
 
     def step(self, sender: str, message: Message) -> None:
         """A checked message of an authenticated peer."""
-        if isinstance(message, AppendReply) and message.answer is Answer.REFUSED:
-            self._refused_for = message.reason
         self._do(lambda: self.core.step(sender, message))
 
-    def step_certified(self, sender: str, blocks: CertifiedBlocks) -> None:
-        """Checked blocks of any peer that end at a verified certificate."""
+    def step_certified(self, sender: str, blocks: CertifiedBlocks) -> bool:
+        """Checked blocks of any peer that end at a verified certificate; whether the log holds them now."""
         self._do(lambda: self.core.step_certified(sender, blocks))
+        held = self.core.term_hash(blocks.certificate.height)
+        return held is not None and held[1] == blocks.certificate.hash
 
     def refuse(self, sender: str, append: Append, height: int, reason: Reason) -> None:
         """The block at `height` of this Append breaks a rule of the ledger."""
@@ -223,7 +215,8 @@ class Driver:
         if (role, term) != self._shown:
             if role is Role.CANDIDATE:
                 self._metrics.elections.inc()
-            _log.info("role", role=role.value, term=term, leader=self.core.leader)
+            stepped_down = self._shown[0] is Role.LEADER and self.core.step_down_reason
+            _log.info("role", role=role.value, term=term, leader=self.core.leader, why=stepped_down or "")
             self._shown = (role, term)
         self._metrics.term.set(term)
         self._metrics.is_leader.set(role is Role.LEADER)

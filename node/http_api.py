@@ -67,7 +67,7 @@ DRAIN_S = 5.0
 KEEPALIVE_S = 75.0
 UPLOADS_MAX = 8
 WAITS_MAX = 1_024
-BLOCKS_BYTES_MAX = 4 * 1024 * 1024
+BLOCKS_BYTES_MAX = 1024 * 1024
 STATE_VALUE_BYTES_MAX = 64 * 1024
 # Between batches of this many transactions others have the loop: consensus cannot wait for 1,000 signatures.
 SUBMIT_BATCH = 16
@@ -216,9 +216,11 @@ class ProviderApi:
             return problem("not_found", "no such path")
         except web.HTTPException as error:
             return problem("bad_request", error.reason)
-        # The edge of the node: a fault in one request is logged without content, and ends that request only.
+        # The edge of the node: a fault in one request is logged without content and ends that request. The node
+        # judges whether it may go on.
         except Exception as error:  # noqa: BLE001
             log.error("request_failed", method=request.method, **fault_fields(error))
+            self._backend.fault(error)
             return problem("internal", "the request failed in this node")
 
     async def submit(self, request: web.Request, query: SubmitQuery) -> web.Response:
@@ -262,6 +264,8 @@ class ProviderApi:
                 break
             found.append(stored)
             height += 1
+            # Each was read and decoded: consensus goes in between.
+            await asyncio.sleep(0)
         if _wants(request, JSON) == MSGPACK:
             rows = [{"block": each.block.data, "certificate": each.certificate} for each in found]
             return _msgpack(encode({"blocks": rows, "next": following}))

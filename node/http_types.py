@@ -163,6 +163,10 @@ class Backend(Protocol):
         """This node's clock."""
         ...
 
+    def fault(self, error: Exception) -> None:
+        """Answering met this fault: the node stops if it is one that it must not go on after."""
+        ...
+
     def ready(self) -> str | None:
         """None when it can serve, else why not."""
         ...

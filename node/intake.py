@@ -34,6 +34,7 @@ from node.evidence import Witness
 from node.inspector import BlockRefusedError, Inspector, Parent
 from node.lineage import Lineage
 from node.tail import Tail
+from storage.executed import Divergence
 
 WAITING_MAX = 64
 
@@ -73,13 +74,13 @@ class BlockChecks:
         tail: Tail,
         lineage: Lineage,
         *,
-        pooled_body: Callable[[bytes], bytes | None],
+        body_at_hand: Callable[[bytes], bytes | None],
         term_hash: Callable[[int], tuple[int, bytes] | None],
     ) -> None:
         self._inspector = inspector
         self._tail = tail
         self._lineage = lineage
-        self._pooled_body = pooled_body
+        self._body_at_hand = body_at_hand
         self._term_hash = term_hash
 
     def inspect(self, entries: Sequence[Entry], *, certified: bool) -> list[Block]:
@@ -104,14 +105,14 @@ class BlockChecks:
         return fresh
 
     def missing(self, blocks: Sequence[Block], bodies: dict[bytes, bytes]) -> list[bytes]:
-        """Commitments of `blocks` whose bodies are neither in `bodies` nor pooled; pooled ones are added to it."""
+        """Commitments of `blocks` whose bodies are neither in `bodies` nor at hand; those at hand are added to it."""
         absent: list[bytes] = []
         for block in blocks:
             for transaction in block.transactions:
                 for reference in transaction.envelope.bodies:
                     if reference.commitment in bodies:
                         continue
-                    body = self._pooled_body(reference.commitment)
+                    body = self._body_at_hand(reference.commitment)
                     if body is None:
                         absent.append(reference.commitment)
                     else:
@@ -130,6 +131,14 @@ class BlockChecks:
                     for reference in transaction.envelope.bodies
                 },
             )
+
+
+    def drop_unlogged(self, blocks: Sequence[Block]) -> None:
+        """After a step: forget those that the core did not take."""
+        for block in blocks:
+            own = self._term_hash(block.header.height)
+            if own is None or own[1] != block.hash:
+                self._tail.discard(block.hash)
 
 
 class RefusedAtError(Exception):
@@ -162,7 +171,8 @@ async def fetch_all(fetch: FetchBodies, peer: str, commitments: Sequence[bytes],
 class Intake:
     """`step` hands a checked message to the core, `refuse` a refusal; `spawn` runs a coroutine to its end.
 
-    `certified` hears the height of each new verified certificate, `count` the kind of each bad message.
+    `certified` hears the height of each new verified certificate, `count` the kind of each bad message. `halt` stops
+    the node: a certified block contradicts it.
     """
 
     def __init__(
@@ -178,6 +188,7 @@ class Intake:
         fetch: FetchBodies,
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         certified: Callable[[int], None],
+        halt: Callable[[Exception], None],
         count: Callable[[str], None],
     ) -> None:
         self._core = core
@@ -192,6 +203,7 @@ class Intake:
         self._fetch = fetch
         self._spawn = spawn
         self._certified = certified
+        self._halt = halt
         self._count = count
         self._waiting: dict[str, deque[Append]] = {}
 
@@ -257,10 +269,12 @@ class Intake:
 
     def _on_append(self, sender: str, append: Append) -> None:
         queue = self._waiting.get(sender)
-        if queue is None or not append.entries:
+        if queue is None:
             self._take(sender, append)
             return
-        if len(queue) < WAITING_MAX:
+        # While bodies are fetched nothing is answered but "still here": a conflict now would have the leader send
+        # again what waits in the queue, ahead of the bodies.
+        if append.entries and len(queue) < WAITING_MAX:
             queue.append(append)
         self._step(sender, self._heartbeat(append))
 
@@ -289,6 +303,9 @@ class Intake:
         try:
             blocks = self._checks.inspect(append.entries, certified=False)
         except RefusedAtError as error:
+            if error.reason is Reason.BAD_ROOTS and _certified(append, error.height):
+                self._halt(Divergence(str(error)))
+                return None
             blocks = error.before
             append, rest = _split(append, error.height)
             refused = (rest, error.reason)
@@ -315,6 +332,7 @@ class Intake:
     def _deliver(self, sender: str, candidate: _Candidate) -> None:
         self._checks.hold(candidate.blocks, candidate.bodies)
         self._step(sender, candidate.append)
+        self._checks.drop_unlogged(candidate.blocks)
         if candidate.refused is not None:
             rest, reason = candidate.refused
             self._refuse(sender, rest, rest.entries[0].height, reason)
@@ -325,6 +343,14 @@ class Intake:
         found = self._core.term_hash(height)
         assert found is not None, "the log holds what is committed"
         return replace(append, prev_height=height, prev_term=found[0], prev_hash=found[1], entries=())
+
+
+def _certified(append: Append, height: int) -> bool:
+    """Whether the (verified) certificate of the Append covers its block at `height`, itself or through those above."""
+    certificate = append.certificate
+    return certificate is not None and any(
+        entry.height >= height and entry.hash == certificate.hash for entry in append.entries
+    )
 
 
 def _split(append: Append, height: int) -> tuple[Append, Append]:

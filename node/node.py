@@ -36,12 +36,10 @@ from node.pool import Pool, PoolLimits
 from node.proposer import Proposer
 from node.tail import Tail
 from node.tracker import Tracker
+from storage.port import StorageFailure
 from storage.store import Store
 
 _log = structlog.get_logger(__name__)
-
-# Beyond this many certified blocks not executed here, answers would be about the past.
-READY_LAG_BLOCKS_MAX = 64
 
 
 class Network(Protocol):
@@ -101,6 +99,7 @@ class Node:
         self._lineage = Lineage(genesis, store)
         self._hold_log()
         self.tracker = Tracker(lambda tx_id: lookup(store, self.pool, self.tail, tx_id))
+        self._track_unsealed()
         self._witness = Witness(self._keep_evidence)
         self._inspector = Inspector(
             genesis,
@@ -127,8 +126,9 @@ class Node:
             self._writer.shutdown(wait=True)
 
     def stop_serving(self) -> None:
-        """From now on `ready` says that this node is stopping."""
+        """From now on `ready` says that this node is stopping, and nobody is kept waiting."""
         self._stopping = True
+        self.tracker.release()
 
     def ready(self) -> str | None:
         """None when clients can be served, else why not."""
@@ -136,8 +136,10 @@ class Node:
             return "stopping"
         if self.driver.core.leader is None:
             return "no leader is known"
+        # A node that has to catch up from peers would answer about the past.
         known = self.driver.core.known_certificate
-        if known is not None and known.height - self._store.executed_height > READY_LAG_BLOCKS_MAX:
+        gap = self._settings.core.replicate_gap_blocks // 2
+        if known is not None and known.height - self._store.executed_height > gap:
             return "catching up"
         return None
 
@@ -191,7 +193,7 @@ class Node:
             self._inspector,
             self.tail,
             self._lineage,
-            pooled_body=self.pool.body,
+            body_at_hand=lambda commitment: self.pool.body(commitment) or store.body(commitment),
             term_hash=core.term_hash,
         )
         intake = Intake(
@@ -205,6 +207,7 @@ class Node:
             fetch=self._fetch_bodies,
             spawn=self._spawn,
             certified=lambda height: self.catch_up.notice(height),
+            halt=self.driver.fail,
             count=lambda kind: self.metrics.bad_frames.labels(kind).inc(),
         )
         admission = Admission(
@@ -222,11 +225,16 @@ class Node:
             self.pool,
             store,
             self.metrics.stages,
+            now_ms=self._now_ms,
             admitted=self._admitted,
             connected=lambda peer: _log.info("peer connected", peer=peer),
             removed=lambda reason: self.driver.fail(RemovedError(reason)),
         )
         self.network = make_network(self.peering)
+        self.metrics.peers_connected.set_function(
+            lambda: sum(status.sending or status.receiving for status in self.network.peers().values())
+        )
+        self.metrics.clock_offset_seconds.set_function(lambda: (self._now_ms() - self._block_time_ms()) / 1000)
         self.catch_up = CatchUp(
             self.driver,
             checks,
@@ -247,6 +255,7 @@ class Node:
             self.metrics,
             now_ms=self._now_ms,
             ready=self.ready,
+            fault=self._fault,
             peers=self.network.peers,
             share=self.network.push_transactions,
             admitted=self._admitted,
@@ -270,6 +279,11 @@ class Node:
         _log.error("a node contradicted itself", kind=kind, of=node)
         self._spawn(self._in_writer(lambda: self._store.put_evidence(kind, node, proof)))
 
+    def _fault(self, error: Exception) -> None:
+        """A request met it. Damage on the disk ends the node, whoever finds it; anything else ended the request."""
+        if isinstance(error, StorageFailure):
+            self.driver.fail(error)
+
     def _admitted(self) -> None:
         self.metrics.pool_transactions.set(len(self.pool))
         self.metrics.pool_bytes.set(self.pool.size)
@@ -281,7 +295,7 @@ class Node:
         self.metrics.pool_bytes.set(self.pool.size)
         self._lineage.learn(block)
         if (
-            self.driver.barred_for is Reason.BAD_TIME
+            self.driver.core.barred_for is Reason.BAD_TIME
             and header.proposer != self._node_id
             and self._inspector.clock_agrees(header.time)
         ):
@@ -308,6 +322,13 @@ class Node:
             self.tail.hold(block, {})
             self.tail.in_log(block)
             self._lineage.learn(block)
+
+    def _track_unsealed(self) -> None:
+        """At boot: what is executed and not sealed yet has someone to tell when it is."""
+        sealed = self._store.sealed_height
+        for height in range(0 if sealed is None else sealed + 1, self._store.executed_height + 1):
+            results = self._store.results(height) if height else ()
+            self.tracker.committed(height, tuple(result.id for result in results))
 
     def _restored(self) -> Restored:
         store, configuration = self._store, self._genesis.configuration()

@@ -1,12 +1,13 @@
 """What this node does with what its peers send, and what it serves them: the network's Handler."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import structlog
 
 from consensus.messages import Message
 from ledger.errors import Rejection
-from network.messages import KINDS
+from network.messages import BLOCKS_MAX, KINDS
 from network.port import BlockRange, Direction, SharedTransaction
 from node.admission import Admission
 from node.intake import Intake
@@ -16,9 +17,6 @@ from node.stages import Stages
 from storage.store import Store
 
 _log = structlog.get_logger(__name__)
-
-# Read at once for one question, on the event loop.
-RANGE_BYTES_MAX = 4 * 1024 * 1024
 
 
 class Peering:
@@ -32,6 +30,7 @@ class Peering:
         store: Store,
         stages: Stages,
         *,
+        now_ms: Callable[[], int],
         admitted: Callable[[], None],
         connected: Callable[[str], None],
         removed: Callable[[str], None],
@@ -41,6 +40,7 @@ class Peering:
         self._pool = pool
         self._store = store
         self._stages = stages
+        self._now_ms = now_ms
         self._admitted = admitted
         self._connected = connected
         self._removed = removed
@@ -56,32 +56,37 @@ class Peering:
             self._admitted()
 
     def wanted(self, sender: str, transaction_ids: Sequence[bytes]) -> Sequence[bytes]:
+        if not self._pool.has_room:
+            return ()
         return [
             tx_id for tx_id in transaction_ids if tx_id not in self._pool and self._store.tx_status(tx_id) is None
         ]
 
     def announceable(self, ids_max: int) -> Sequence[bytes]:
-        return [tx_id for tx_id, _ in zip(self._pool, range(ids_max), strict=False)]
+        """Not those whose time is over here: peers would refuse them, and be asked to take them again for ever."""
+        now_ms = self._now_ms()
+        pooled = (self._pool.get(tx_id) for tx_id in self._pool)
+        alive = (item.transaction for item in pooled if item and item.transaction.envelope.until >= now_ms)
+        return [transaction.id for transaction in islice(alive, ids_max)]
 
     def serve_transactions(self, transaction_ids: Sequence[bytes]) -> Sequence[SharedTransaction]:
         found = (self._pool.get(tx_id) for tx_id in transaction_ids)
         return [SharedTransaction(item.transaction.data, item.bodies) for item in found if item is not None]
 
     def serve_blocks(self, from_height: int, bytes_max: int) -> BlockRange:
+        """Up to the last certified block within the bounds; where there is none within them, up to the first."""
         blocks: list[bytes] = []
-        size = 0
-        bytes_max = min(bytes_max, RANGE_BYTES_MAX)
-        best = BlockRange((), None)
+        size, count, newest = 0, 0, None
         for height in range(max(from_height, 1), self._store.executed_height + 1):
             data = self._store.block_data(height)
             size += len(data)
-            if blocks and size > bytes_max and best.blocks:
+            if newest is not None and (size > bytes_max or len(blocks) == BLOCKS_MAX):
                 break
             blocks.append(data)
             certificate = self._store.certificate(height)
             if certificate is not None:
-                best = BlockRange(tuple(blocks), certificate.encode())
-        return best
+                count, newest = len(blocks), certificate
+        return BlockRange(tuple(blocks[:count]), None if newest is None else newest.encode())
 
     def serve_bodies(self, commitments: Sequence[bytes], bytes_max: int) -> Sequence[bytes]:
         found: list[bytes] = []
@@ -127,7 +132,7 @@ class NetworkCounters:
         self._metrics.bad_frames.labels(reason).inc()
 
     def message_dropped(self, kind: str, reason: str) -> None:
-        self._metrics.frames_dropped.labels(kind).inc()
+        self._metrics.messages_dropped.labels(kind, reason).inc()
 
     def frame_moved(self, direction: Direction, kind: str, size_bytes: int) -> None:
         frames, frame_bytes = self._moved[direction, kind]

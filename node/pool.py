@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from ledger.block import BLOCK_BODIES_BYTES_MAX
 from ledger.errors import Rejection
 from ledger.transaction import Transaction
 
@@ -104,6 +105,11 @@ class Pool:
         """No waiting transaction has an `until` before this; None when none has waited since the last expiry."""
         return self._earliest_until
 
+    @property
+    def has_room(self) -> bool:
+        """Whether anything at all could still be taken from a peer."""
+        return self._all.count < self._from_peers.transactions and self._all.size < self._from_peers.bytes
+
     def get(self, tx_id: bytes) -> Pooled | None:
         return self._by_id.get(tx_id)
 
@@ -180,18 +186,23 @@ class Pool:
         skip: Container[bytes],
         fits: Callable[[Transaction], bool],
     ) -> list[Transaction]:
-        """The oldest transactions not in `skip` that `fits` accepts, within both bounds. They stay in the pool."""
+        """The oldest transactions not in `skip` that `fits` accepts, within both bounds and that on a block's bodies.
+
+        They stay in the pool.
+        """
         taken: list[Transaction] = []
-        room = bytes_max
+        room, bodies_room = bytes_max, BLOCK_BODIES_BYTES_MAX
         for tx_id, pooled in self._by_id.items():
             if len(taken) == count_max:
                 break
             transaction = pooled.transaction
             if tx_id in skip or not fits(transaction):
                 continue
-            if len(transaction.data) + LENGTH_BYTES > room:
+            size = len(transaction.data) + LENGTH_BYTES
+            bodies = pooled.size - len(transaction.data)
+            if size > room or bodies > bodies_room:
                 break
-            room -= len(transaction.data) + LENGTH_BYTES
+            room, bodies_room = room - size, bodies_room - bodies
             taken.append(transaction)
         return taken
 

@@ -49,7 +49,6 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     # What is not there, or not yet.
     "unknown_transaction": (404, "This node knows no such transaction"),
     "not_sealed": (409, "There is no proof yet"),
-    "pruned": (410, "This node no longer keeps it"),
     # The node.
     "pool_full": (503, "Too many transactions wait for a block"),
     "busy": (503, "Too many requests at once"),

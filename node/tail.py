@@ -37,6 +37,10 @@ class Tail:
     def hold(self, block: Block, bodies: Mapping[bytes, bytes]) -> None:
         self._held[block.hash] = Held(block, bodies)
 
+    def discard(self, block_hash: bytes) -> None:
+        """The log did not take this block."""
+        self._held.pop(block_hash, None)
+
     def get(self, block_hash: bytes) -> Held | None:
         return self._held.get(block_hash)
 

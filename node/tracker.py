@@ -30,6 +30,7 @@ class Tracker:
         self._dropped: OrderedDict[bytes, None] = OrderedDict()
         self._waiters: dict[bytes, list[asyncio.Future[None]]] = {}
         self._waiting = 0
+        self._stopping = False
         self._unsealed: deque[tuple[int, tuple[bytes, ...]]] = deque()
 
     def status(self, tx_id: bytes) -> TxStatus:
@@ -43,14 +44,18 @@ class Tracker:
         reached = _REACHED[level]
         try:
             async with asyncio.timeout(timeout_s):
-                while (status := self.status(tx_id)).status not in reached and self._waiting < WAITERS_MAX:
+                while (status := self.status(tx_id)).status not in reached and self._may_wait:
                     await self._change(tx_id)
         except TimeoutError:
             status = self.status(tx_id)
         return status
 
+    @property
+    def _may_wait(self) -> bool:
+        return not self._stopping and self._waiting < WAITERS_MAX
+
     def committed(self, height: int, ids: tuple[bytes, ...]) -> None:
-        """The block at `height` was executed and stored."""
+        """The block at `height` was executed."""
         self._wake(ids)
         if ids:
             self._unsealed.append((height, ids))
@@ -85,6 +90,11 @@ class Tracker:
             waiters.remove(future)
             if not waiters:
                 del self._waiters[tx_id]
+
+    def release(self) -> None:
+        """Let everyone who waits answer with what is known now: the node is stopping."""
+        self._stopping = True
+        self._wake(tuple(self._waiters))
 
     def _wake(self, ids: tuple[bytes, ...]) -> None:
         for tx_id in ids:

@@ -25,10 +25,10 @@ from ledger.genesis import decode_genesis
 from ledger.receipt import verify_receipt, verify_state_answer
 from ledger.request import sign_request
 from ledger.transaction import body_commitment
+from tests.api.examples import JSON, MSGPACK, examples
 from tests.api.facts import FACTS_VARIABLE, Count, Facts, Seen, read_facts, write
 from tests.api.submissions import Item, Submissions
 
-JSON, MSGPACK = "application/json", "application/msgpack"
 BLOCKS_BYTES_MAX = 16 * 1024 * 1024
 # Every other read that is to be signed is signed by somebody who may not read, or not as it must be, or not at all.
 ODD_READ = 2
@@ -38,7 +38,9 @@ MADE_UP_BODY = 3
 
 FACTS: Facts = read_facts(Path(os.environ[FACTS_VARIABLE]))
 SUBMISSIONS = Submissions(FACTS)
+EXAMPLES = examples(FACTS, ODD_READ * len(ODD))
 SEEN: Counter[Seen] = Counter()
+CONTRACTS = {key: contract for contract, keys in FACTS.state.items() for key in keys}
 ACCEPTED = cycle([None, JSON, MSGPACK, f"text/html, {MSGPACK};q=0.9", "*/*"])
 _bodies = count()
 
@@ -108,24 +110,53 @@ def from_bytes(context: schemathesis.DeserializationContext, response: schemathe
 
 
 @schemathesis.hook
+def before_add_examples(context: schemathesis.HookContext, examples: list[schemathesis.Case]) -> None:
+    operation = context.operation
+    assert operation is not None
+    for case in _examples(operation):
+        # As schemathesis does for those it makes.
+        schemathesis.auth.set(case, schemathesis.AuthContext(operation=operation, app=None))
+        examples.append(case)
+
+
+def _examples(operation: schemathesis.APIOperation) -> Iterator[schemathesis.Case]:
+    name = str(operation.definition.raw["operationId"])
+    if name != "submit":
+        yield from (operation.Case(**row) for row in EXAMPLES[name])
+        return
+    for media in (JSON, MSGPACK):
+        for _ in range(SUBMISSIONS.kinds):
+            body = _shaped(SUBMISSIONS.next(), media)
+            yield operation.Case(query={"wait": "committed"}, body=body, media_type=media)
+    yield operation.Case(body={"envelope": ""}, media_type=JSON, headers={"Content-Type": "text/plain"})
+
+
+@schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+    if case.meta is None:
+        # One of the examples, which are complete.
+        return
     accept = next(ACCEPTED)
     if accept is not None and "Accept" not in (case.headers or {}):
         case.headers["Accept"] = accept
-    positive = case.meta is not None and case.meta.generation.mode.is_positive
-    if _operation(case) == "submit" and case.method == "POST" and positive and next(_bodies) % MADE_UP_BODY:
-        submitted = SUBMISSIONS.next()
-        case.body = (
-            [_shaped(each, case) for each in submitted] if isinstance(submitted, list) else _shaped(submitted, case)
-        )
+    if not case.meta.generation.mode.is_positive:
+        return
+    if _operation(case) == "state" and case.path_parameters["key"] in CONTRACTS:
+        # A key that exists, under the contract that has it: drawn apart, they seldom meet.
+        case.path_parameters["contract"] = CONTRACTS[case.path_parameters["key"]]
+    if _operation(case) == "submit" and case.method == "POST" and next(_bodies) % MADE_UP_BODY:
+        case.body = _shaped(SUBMISSIONS.next(), case.media_type)
 
 
-def _shaped(item: Item, case: schemathesis.Case) -> dict[str, Any]:
-    if case.media_type == MSGPACK:
-        return {"envelope": item.envelope, "bodies": item.bodies}
+def _shaped(submitted: Item | list[Item], media: str | None) -> Any:
+    """As the body of a request of this media type."""
+    if isinstance(submitted, list):
+        return [_shaped(each, media) for each in submitted]
+    if media == MSGPACK:
+        return {"envelope": submitted.envelope, "bodies": submitted.bodies}
     return {
-        "envelope": base64.b64encode(item.envelope).decode(),
-        "bodies": [base64.b64encode(body).decode() for body in item.bodies],
+        "envelope": base64.b64encode(submitted.envelope).decode(),
+        "bodies": [base64.b64encode(body).decode() for body in submitted.bodies],
     }
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ledger.contracts import Action, identity, records
 from ledger.encoding import decode, encode
-from ledger.keys import SigningKey, account_id, sha256
+from ledger.keys import SigningKey, sha256
 from ledger.transaction import (
     ENVELOPE_BYTES_MAX,
     FORMAT,
@@ -22,9 +22,9 @@ from ledger.transaction import (
     body_reference,
     sign_transaction,
 )
-from tests.api.facts import Facts, Member
+from tests.api.facts import Facts
 
-VALID_MS = 60_000
+VALID_MS = 300_000
 BODY = b"only looks like a sealed body"
 # The eight points of small order are no keys; this is one of them.
 SMALL_ORDER = bytes(32)
@@ -45,6 +45,7 @@ class Submissions:
         self._version = facts.version
         self._again = self._added()
         kinds: tuple[Callable[[], Item | list[Item]], ...] = (*self._good(), *self._bad())
+        self.kinds = len(kinds)
         self._kinds: Iterator[Callable[[], Item | list[Item]]] = cycle(kinds)
 
     def next(self) -> Item | list[Item]:

@@ -46,6 +46,7 @@ class FakeBackend:
         self.clock_ms = NOW_MS
         self.not_ready: str | None = None
         self.batches: list[int] = []
+        self.faults: list[Exception] = []
         self.timeouts_s: list[float] = []
         self.waiting = asyncio.Event()
         self.committed = asyncio.Event()
@@ -82,6 +83,9 @@ class FakeBackend:
 
     def now_ms(self) -> int:
         return self.clock_ms
+
+    def fault(self, error: Exception) -> None:
+        self.faults.append(error)
 
     def ready(self) -> str | None:
         return self.not_ready

@@ -95,7 +95,7 @@ def test_every_endpoint_is_there_with_its_parameters_answers_and_codes() -> None
 def test_every_code_of_the_port_is_some_endpoint_s() -> None:
     used = {code for row in ENDPOINTS for code in (*EVERYWHERE, *row.problems)}
     # Kept for nodes that will forget.
-    assert set(PROBLEMS) - used == {"pruned"}
+    assert set(PROBLEMS) == used
 
 
 def test_headers_are_described_where_they_come() -> None:

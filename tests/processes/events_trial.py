@@ -28,6 +28,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
+import msgspec
+
 from carequorum.client import Client
 from carequorum.devnet import Devnet, DevnetNode, create
 from carequorum.events import Event
@@ -65,15 +67,18 @@ class Figures:
     ratios: list[float]
     commits_per_s_without: float
     commits_per_s_with: float
+    node_cpu_ms_per_commit_without: float
+    node_cpu_ms_per_commit_with: float
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Commits, one latency each, and how long all of them took."""
+    """Commits, one latency each; how long all of them took, and how much CPU time of the node that serves both."""
 
     latencies_ms: list[float]
     seconds: float
+    cpu_s: float
 
     @property
     def median_ms(self) -> float:
@@ -89,7 +94,15 @@ class Child:
     @classmethod
     async def start(cls, role: str, network: Devnet, *arguments: str) -> "Child":
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.processes.events_trial", "--child", role, str(network.directory), *arguments),
+            *(
+                sys.executable,
+                "-m",
+                "tests.processes.events_trial",
+                "--child",
+                role,
+                str(network.directory),
+                *arguments,
+            ),
             cwd=ROOT,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -129,7 +142,9 @@ async def run(folder: Path, events: int, rounds: int, *, cut: bool) -> Figures:
         writer = await Child.start("writer", network, str(folder / "writer.wallet"))
         reader = await Child.start("reader", network)
         try:
-            without, with_ = await _rounds(writer, reader, events, rounds)
+            process = network.process(served)
+            assert process is not None, "it was started"
+            without, with_ = await _rounds(writer, reader, process.pid, events, rounds)
             views = await settled(network)
             expected = await _expected(network, views[0].head.height)
             seen = await reader.ask("finish", expected[-1])
@@ -155,21 +170,31 @@ async def run(folder: Path, events: int, rounds: int, *, cut: bool) -> Figures:
         ratios=[round(ratio, 3) for ratio in ratios],
         commits_per_s_without=_rate(without),
         commits_per_s_with=_rate(with_),
+        node_cpu_ms_per_commit_without=_cpu_ms(without),
+        node_cpu_ms_per_commit_with=_cpu_ms(with_),
         seconds=round(time.monotonic() - begun_s, 1),
     )
 
 
-async def _rounds(writer: Child, reader: Child, events: int, rounds: int) -> tuple[list[Stretch], list[Stretch]]:
+async def _rounds(
+    writer: Child, reader: Child, node_pid: int, events: int, rounds: int
+) -> tuple[list[Stretch], list[Stretch]]:
     """The stretches without and with the reader."""
     count = -(-events // (2 * rounds))
     without, with_ = [], []
     await writer.ask("commit", 4 * IN_FLIGHT)
     for _ in range(rounds):
-        without.append(Stretch(**await writer.ask("commit", count)))  # type: ignore[arg-type]
+        without.append(await _stretch(writer, node_pid, count))
         await reader.ask("read")
-        with_.append(Stretch(**await writer.ask("commit", count)))  # type: ignore[arg-type]
+        with_.append(await _stretch(writer, node_pid, count))
         await reader.ask("pause")
     return without, with_
+
+
+async def _stretch(writer: Child, node_pid: int, count: int) -> Stretch:
+    before_s = _cpu_s(node_pid)
+    answer = await writer.ask("commit", count)
+    return msgspec.convert({**answer, "cpu_s": _cpu_s(node_pid) - before_s}, Stretch)
 
 
 async def _expected(network: Devnet, height: int) -> list[str]:
@@ -198,6 +223,17 @@ def _cuts(node: DevnetNode) -> int:
         lines = answer.read().decode().splitlines()
     wanted = 'carequorum_event_readers_cut_total{reason="too_slow"}'
     return sum(int(float(line.split()[-1])) for line in lines if line.startswith(wanted))
+
+
+def _cpu_s(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _cpu_ms(stretches: Sequence[Stretch]) -> float:
+    commits = sum(len(stretch.latencies_ms) for stretch in stretches)
+    return round(sum(stretch.cpu_s for stretch in stretches) * 1_000 / commits, 3)
 
 
 def _median_ms(stretches: Sequence[Stretch]) -> float:
