@@ -4,7 +4,8 @@
   peer is not pushed on: its origin pushed it to everyone.
 - On connecting, and every `reannounce_ms`, a node announces ids from its pool; who lacks one fetches it from the
   announcer. So a transaction travels around a broken link, one hop per announcement.
-- Transactions of one burst share frames: the first leaves at once, the next batch `gossip_interval_ms` later.
+- Transactions of one burst share frames: the first leaves at once, the next batch `gossip_interval_ms` later. Before
+  a block leaves, all that may be in it does: who has the block then need not ask for its bodies.
 
 | bound | at the bound |
 |---|---|
@@ -70,15 +71,17 @@ class Gossip:
                 raise ValueError(f"a transaction of more than {TRANSACTION_BYTES_MAX} bytes")
         self._pending.extend(transactions)
         if len(self._pending) >= PENDING_TRANSACTIONS_MAX:
-            self.close()
-            self._flush()
+            self.flush()
         elif self._timer is None:
             loop = asyncio.get_running_loop()
             due = self._flushed_at + self._settings.gossip_interval_ms / 1000
-            self._timer = loop.call_soon(self._flush) if due <= loop.time() else loop.call_at(due, self._flush)
+            self._timer = loop.call_soon(self.flush) if due <= loop.time() else loop.call_at(due, self.flush)
 
-    def _flush(self) -> None:
-        self._timer = None
+    def flush(self) -> None:
+        """Send what was pushed now."""
+        self.close()
+        if not self._pending:
+            return
         self._flushed_at = asyncio.get_running_loop().time()
         pending, self._pending = self._pending, []
         for batch in transaction_batches(pending):
@@ -87,6 +90,7 @@ class Gossip:
                 self._send(peer, parcel)
 
     def close(self) -> None:
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -171,6 +171,10 @@ class PeerNetwork:
         TRANSACTION_BYTES_MAX: admission must have refused it."""
         self._gossip.push(transactions)
 
+    def flush_transactions(self) -> None:
+        """What was pushed and still waits for company leaves now."""
+        self._gossip.flush()
+
     async def fetch_blocks(self, peer: NodeId, from_height: int, bytes_max: int) -> BlockRange:
         """Certified blocks from `from_height` up, as `peer` holds them, unchecked. Raises FetchFailed."""
         return await self._sync.fetch_blocks(peer, from_height, bytes_max)

@@ -76,7 +76,7 @@ class NetworkSettings:
     listen_host: str
     listen_port: int
     reannounce_ms: int = 5_000
-    gossip_interval_ms: int = 10
+    gossip_interval_ms: int = 20
     fetch_timeout_ms: int = 2_000
     dial_timeout_ms: int = 3_000
     redial_min_ms: int = 50

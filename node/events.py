@@ -13,7 +13,7 @@ Bounds, and what happens at each:
 - a cut reader's time to take what was sent, the last event included: LINGER_S, then the connection is reset. At
   most READERS_MAX take such time at once;
 - the node's time: one slice of SLICE_S after another for all readers together, and REST times as long for everything
-  else in between;
+  else in between; and for a reader that has caught up one chunk in GATHER_S, with all that was executed meanwhile;
 - blocks in memory: OPENED_MAX for all readers together, none without readers.
 """
 
@@ -48,6 +48,7 @@ LINGER_STOPPING_S = 1.0
 HEARTBEAT_S = 15.0
 SLICE_S = 0.001
 REST = 4
+GATHER_S = 0.05
 OPENED_MAX = 4
 # What a browser's EventSource waits before it connects again.
 RETRY_MS = 1_000
@@ -235,6 +236,8 @@ class _Reader:
         """Wait until the block that comes next is executed; say meanwhile that the connection lives."""
         executed = asyncio.ensure_future(self._backend.executed(self.after.height + self.after.ends_block))
         try:
+            # Small blocks that follow upon each other are worth one chunk, not one each.
+            await self._happens(asyncio.get_running_loop().create_future(), self._sent_at_s + GATHER_S - time.monotonic())
             while not await self._happens(executed, self._sent_at_s + HEARTBEAT_S - time.monotonic()):
                 await self._beat(writer)
             executed.result()

@@ -16,7 +16,10 @@ Row = Mapping[str, Any]
 
 def examples(facts: Facts, signed_reads: int) -> dict[str, list[Row]]:
     """By operation. Reads that are to be signed come `signed_reads` times, to be signed in that many ways."""
-    records = {"contract": "records", "key": facts.state["records"][0]}
+    record: Row = _path(contract="records", key=facts.state["records"][0])
+    body: Row = _path(commitment=facts.commitments[0])
+    listed: Row = {"query": {"subject": facts.subject}}
+    happened: Row = {"query": {"from": 1, "subject": facts.subject}}
     transactions = [*facts.transactions, NOWHERE]
     return {
         "transaction": [_path(id=tx_id) for tx_id in transactions],
@@ -29,23 +32,24 @@ def examples(facts: Facts, signed_reads: int) -> dict[str, list[Row]]:
             for key in keys
             for query, accept in (({}, {}), ({"proof": "1"}, {}), ({"proof": "true"}, _ACCEPTS[1]))
         ]
-        + [_path(**records)] * signed_reads,
+        + [record] * signed_reads,
         "body": [_path(commitment=commitment) for commitment in [*facts.commitments, NOWHERE, NOWHERE]]
-        + [_path(commitment=facts.commitments[0])] * signed_reads,
+        + [body] * signed_reads,
+        # Twice each: every other one is signed as it must be.
         "records": [
-            {"query": {"subject": facts.subject, **more}}
-            for more in ({"limit": 2}, {"limit": 2}, {"before": facts.records[-1]}, {"before": facts.records[-1]})
+            _query(subject=facts.subject, **more)
+            for more in ({"limit": 2}, {"before": facts.records[-1]}, {"before": NOWHERE})
+            for _ in range(2)
         ]
-        + [{"query": {"subject": facts.subject, "before": NOWHERE}}] * 2
-        + [{"query": {"subject": facts.subject}}] * signed_reads,
+        + [listed] * signed_reads,
         "events": [
-            {"query": {"from": 1}},
-            {"query": {"from": 1, "contract": "records"}},
-            {"query": {"from": 1, "member": facts.members["doctor"].account.hex()}},
-            {"query": {}, "headers": {"Last-Event-ID": "0.0.0"}},
-            {"query": {}, "headers": {"Last-Event-ID": "never"}},
+            _query(**{"from": 1}),
+            _query(**{"from": 1}, contract="records"),
+            _query(**{"from": 1}, member=facts.members["doctor"].account.hex()),
+            {"headers": {"Last-Event-ID": "0.0.0"}},
+            {"headers": {"Last-Event-ID": "never"}},
         ]
-        + [{"query": {"from": 1, "subject": facts.subject}}] * signed_reads,
+        + [happened] * signed_reads,
         "network": [{}],
         "genesis": list(_ACCEPTS),
         "healthz": [{}],
@@ -59,3 +63,7 @@ _ACCEPTS: tuple[dict[str, Any], ...] = ({}, {"headers": {"Accept": JSON}}, {"hea
 
 def _path(**parameters: str | int) -> dict[str, Any]:
     return {"path_parameters": parameters}
+
+
+def _query(**parameters: str | int) -> dict[str, Any]:
+    return {"query": parameters}

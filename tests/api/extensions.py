@@ -18,6 +18,7 @@ import msgpack
 import requests
 import schemathesis
 from requests.auth import AuthBase
+from schemathesis.auths import GLOBAL_AUTH_STORAGE
 
 from ledger.block import decode_block
 from ledger.encoding import decode
@@ -35,6 +36,9 @@ ODD_READ = 2
 ODD = ("unsigned", "gone", "rotated", "stranger", "late", "altered", "elsewhere", "nonsense")
 # Of so many bodies that are right by the schema, all but one give way to a transaction.
 MADE_UP_BODY = 3
+
+Case = schemathesis.Case[Any]
+Operation = schemathesis.APIOperation[Any, Any, Any, Any]
 
 FACTS: Facts = read_facts(Path(os.environ[FACTS_VARIABLE]))
 SUBMISSIONS = Submissions(FACTS)
@@ -82,12 +86,13 @@ def _signature(request: requests.PreparedRequest, how: str) -> str:
     return f"{signed[:-4]}AAAA" if how == "altered" else signed
 
 
-schemathesis.auth.set_from_requests(SignedRead())
+GLOBAL_AUTH_STORAGE.set_from_requests(SignedRead())
 
 
 @schemathesis.serializer(MSGPACK)
-def to_msgpack(context: schemathesis.SerializationContext, value: Any) -> dict[str, Any]:
-    return {"data": msgpack.packb(_packable(value), unicode_errors="surrogatepass")}
+def to_msgpack(context: schemathesis.SerializationContext, value: Any) -> bytes:
+    packed: bytes = msgpack.packb(_packable(value), unicode_errors="surrogatepass")
+    return packed
 
 
 def _packable(value: Any) -> Any:
@@ -110,16 +115,16 @@ def from_bytes(context: schemathesis.DeserializationContext, response: schemathe
 
 
 @schemathesis.hook
-def before_add_examples(context: schemathesis.HookContext, examples: list[schemathesis.Case]) -> None:
+def before_add_examples(context: schemathesis.HookContext, examples: list[Case]) -> None:
     operation = context.operation
     assert operation is not None
     for case in _examples(operation):
         # As schemathesis does for those it makes.
-        schemathesis.auth.set(case, schemathesis.AuthContext(operation=operation, app=None))
+        GLOBAL_AUTH_STORAGE.set(case, schemathesis.AuthContext(operation=operation, app=None))
         examples.append(case)
 
 
-def _examples(operation: schemathesis.APIOperation) -> Iterator[schemathesis.Case]:
+def _examples(operation: Operation) -> Iterator[Case]:
     name = str(operation.definition.raw["operationId"])
     if name != "submit":
         yield from (operation.Case(**row) for row in EXAMPLES[name])
@@ -132,7 +137,7 @@ def _examples(operation: schemathesis.APIOperation) -> Iterator[schemathesis.Cas
 
 
 @schemathesis.hook
-def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+def before_call(context: schemathesis.HookContext, case: Case, kwargs: dict[str, Any]) -> None:
     if case.meta is None:
         # One of the examples, which are complete.
         return
@@ -161,7 +166,7 @@ def _shaped(submitted: Item | list[Item], media: str | None) -> Any:
 
 
 @schemathesis.hook
-def after_call(context: schemathesis.HookContext, case: schemathesis.Case, response: schemathesis.Response) -> None:
+def after_call(context: schemathesis.HookContext, case: Case, response: schemathesis.Response) -> None:
     media = _media(response)
     code = (
         str(json.loads(response.content).get("code"))
@@ -177,9 +182,7 @@ def _write_seen() -> None:
 
 
 @schemathesis.check
-def verifies_offline(
-    ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case
-) -> None:
+def verifies_offline(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case) -> None:
     """What is to be verified with genesis alone verifies, and is of what was asked for."""
     if response.status_code != 200:
         return
@@ -202,18 +205,16 @@ def verifies_offline(
 
 
 @schemathesis.check
-def has_the_type_asked_for(
-    ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case
-) -> None:
+def has_the_type_asked_for(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case) -> None:
     """One type was asked for that this operation has: the answer is of that type."""
-    wanted = (case.headers or {}).get("Accept")
+    wanted = case.headers["Accept"] if "Accept" in case.headers else None
     described = case.operation.definition.raw["responses"]["200"]["content"]
     both = {JSON, MSGPACK} <= set(described) and _operation(case) != "state"
     if response.status_code == 200 and both and wanted in (JSON, MSGPACK):
         assert _media(response) == wanted
 
 
-def _operation(case: schemathesis.Case) -> str:
+def _operation(case: Case) -> str:
     return str(case.operation.definition.raw["operationId"])
 
 

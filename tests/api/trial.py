@@ -34,7 +34,7 @@ from tests.processes.hospitals import started
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = ROOT / "build" / "api-trial.json"
 SEED = 20_250_301
-EVENTS_MAX, EVENTS_S = 20, 0.5
+EVENTS_MAX, EVENTS_S = 20, 0.2
 REQUEST_S = 40.0
 # Beyond what it was given: for starting, and for the request under way when the time was over.
 GRACE_S = 120.0

@@ -285,7 +285,8 @@ def transactions(draw: st.DrawFn) -> Transaction:
     until = draw(st.integers(NOW_MS + 3, NOW_MS + 30))
     if by in MEMBERS and draw(st.sampled_from((True, True, False))):
         record = draw(st.text("rst", min_size=1, max_size=3))
-        write: Action = draw(st.sampled_from((addition(record), amendment(record, 1), amendment(record, 2))))
+        writes: list[Action] = [addition(record), amendment(record, 1), amendment(record, 2)]
+        write = draw(st.sampled_from(writes))
         return sign([write], by=by, key=key, bodies=[b"x"], until=until)
     name = st.sampled_from((by,) if by in MEMBERS else MEMBERS)
     version = st.sampled_from((1, 1, 2))

@@ -94,6 +94,9 @@ class MemoryNetwork:
         for peer in () if self._hub.gossip_lost else self.peers():
             self._to(peer, lambda handler: handler.on_transactions(self._node_id, transactions))
 
+    def flush_transactions(self) -> None:
+        """They left when they were pushed."""
+
     def peers(self) -> dict[str, PeerStatus]:
         return {
             peer: PeerStatus(sending=self._hub.linked(self._node_id, peer), receiving=True)

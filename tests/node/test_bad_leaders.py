@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from consensus.messages import Entry, Reason
+from consensus.messages import Append, Entry, Message, Reason
 from ledger.block import Block
 from ledger.contracts import identity
 from ledger.encoding import encode
@@ -23,7 +23,7 @@ from network.port import BlockRange, FetchFailed
 from tests.node.cluster import Cluster, Server, admin_account, admin_key
 from tests.node.entrance import at_rest, committed_since, newcomer
 from tests.node.members import addition, register, sign, transact
-from tests.node.tampering import LyingLeader, entry_of, key_of_node, resealed, successor
+from tests.node.tampering import LyingLeader, block_of, entry_of, key_of_node, resealed, successor
 
 OTHER = bytes(31) + b"\x01"
 
@@ -158,6 +158,45 @@ async def test_one_follower_that_is_lied_to_refuses_and_recovers() -> None:
         assert set(liar.reasons) == {Reason.BAD_ROOTS}
         await agree_on(cluster, height, first.id, second.id)
         assert cluster.leader() == leader
+
+
+@pytest.mark.asyncio
+async def test_a_made_up_link_to_a_certified_block_stops_nobody() -> None:
+    """Bad roots under a certificate stop a node; a leader that only says that they are under one is refused.
+
+    It sends its bad block, and above it an entry that claims the certified hash without having its bytes.
+    """
+    async with Cluster() as cluster:
+        leader = await led(cluster)
+        height = cluster.members[leader].running.backend.heights().executed
+        key = key_of_node(cluster, leader)
+        victim = next(node_id for node_id in cluster.members if node_id != leader)
+        lies = 0
+
+        def claim(sender: str, peer: str, message: Message) -> Message:
+            nonlocal lies
+            if (sender, peer) != (leader, victim) or not isinstance(message, Append) or message.certificate is None:
+                return message
+            for index, entry in enumerate(message.entries):
+                if block_of(entry).transactions:
+                    lies += 1
+                    bad = entry_of(resealed(block_of(entry), key, state_root=OTHER))
+                    claimed = Entry(bad.height + 1, bad.term, bad.hash, message.certificate.hash, entry.data)
+                    return replace(message, entries=(*message.entries[:index], bad, claimed))
+            return message
+
+        cluster.cut.add(frozenset((leader, victim)))
+        first, second = newcomer(cluster, now_ms()), newcomer(cluster, now_ms())
+        assert await transact(cluster, leader, first) == "ok"
+        cluster.rewrite = claim
+        cluster.cut.clear()
+        await cluster.until(lambda: lies >= 2)
+        task = cluster.members[victim].task
+        assert task is not None
+        assert not task.done()
+        cluster.rewrite = lambda sender, peer, message: message
+        assert await transact(cluster, leader, second) == "ok"
+        await agree_on(cluster, height, first.id, second.id)
 
 
 # Bodies.

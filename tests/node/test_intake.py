@@ -1,7 +1,7 @@
 """The intake alone, with recorders around it: which signatures reach the core, and how Appends wait for bodies."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from network.messages import COMMITMENTS_MAX
 from network.port import FetchFailed
 from node.evidence import Witness
 from node.intake import WAITING_MAX, BlockChecks, Intake, RefusedAtError, fetch_all
+from storage.executed import Divergence
 from tests.ledger.founding import CHAIN, GENESIS, VOTERS
 from tests.storage.chains import node_key
 
@@ -66,6 +67,8 @@ class Checks:
     absent: dict[int, list[bytes]] = field(default_factory=dict)
     bad: int | None = None
     held: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    log_top: Callable[[], int] = lambda: 0
 
     def inspect(self, entries: Sequence[Entry], *, certified: bool) -> list[Block]:
         fresh = [cast(Block, one.height) for one in entries]
@@ -81,16 +84,21 @@ class Checks:
         assert not self.missing(blocks, dict(bodies))
         self.held += blocks
 
+    def drop_unlogged(self, blocks: Sequence[int]) -> None:
+        self.dropped += [height for height in blocks if height > self.log_top()]
+
 
 class Desk:
     """An intake, what it handed on, and a peer whose bodies come when the test lets them."""
 
     def __init__(self) -> None:
-        self.core, self.checks = Core(), Checks()
+        self.core = Core()
+        self.checks = Checks(log_top=lambda: self.core.last_height)
         self.stepped: list[tuple[str, Message]] = []
         self.refused: list[tuple[str, Append, int, Reason]] = []
         self.counts: list[str] = []
         self.certified: list[int] = []
+        self.halted: list[Exception] = []
         self.evidence: list[str] = []
         self.asked: asyncio.Queue[asyncio.Future[Mapping[bytes, bytes]]] = asyncio.Queue()
         self.tasks: list[asyncio.Task[None]] = []
@@ -105,6 +113,7 @@ class Desk:
             fetch=self._fetch,
             spawn=self._spawn,
             certified=self.certified.append,
+            halt=self.halted.append,
             count=self.counts.append,
         )
 
@@ -372,3 +381,26 @@ async def test_no_question_is_longer_than_the_bound() -> None:
     peer, into = Peer(names(COMMITMENTS_MAX + 1), most=1 << 20), dict[bytes, bytes]()
     assert await fetch_all(peer.fetch, LEADER, names(COMMITMENTS_MAX + 1), into)
     assert peer.asked == [COMMITMENTS_MAX, 1]
+
+
+@pytest.mark.asyncio
+async def test_roots_that_a_certificate_covers_and_this_node_denies_halt_it(desk: Desk, monkeypatch: Any) -> None:
+    """Uncertified, the same block is only refused: then it is the leader who may be wrong."""
+    monkeypatch.setattr(desk.intake, "certificate_holds", lambda certificate: True)
+    desk.checks.bad = 1
+    desk.say(append(1, 2))
+    assert ([refusal[3] for refusal in desk.refused], desk.halted) == ([Reason.BAD_ROOTS], [])
+    desk.say(append(1, 2, certificate=Certificate(1, 2, block_hash(2), ())))
+    assert (len(desk.refused), [type(error) for error in desk.halted]) == (1, [Divergence])
+
+
+@pytest.mark.asyncio
+async def test_while_bodies_are_fetched_no_append_is_answered_with_a_conflict(desk: Desk) -> None:
+    """A heartbeat behind everything sent would be one, and have the leader send all of it again."""
+    desk.checks.absent = {1: [b"body"]}
+    desk.say(append(1, 1))
+    for late in (append(2, 2), append(3, 2), append(2, 2)):
+        handed = desk.say(late)
+        assert [(one.prev_height, one.entries) for one in handed if isinstance(one, Append)] == [(0, ())]
+    await desk.answer(b"body")
+    assert desk.blocks() == [[1], [2], [2]]

@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from urllib.request import urlopen
 
 import msgspec
 
+from bench.gauges import processor_s
 from carequorum.client import Client
 from carequorum.devnet import Devnet, DevnetNode, create
 from carequorum.events import Event
@@ -192,9 +193,9 @@ async def _rounds(
 
 
 async def _stretch(writer: Child, node_pid: int, count: int) -> Stretch:
-    before_s = _cpu_s(node_pid)
+    before_s = processor_s(node_pid)
     answer = await writer.ask("commit", count)
-    return msgspec.convert({**answer, "cpu_s": _cpu_s(node_pid) - before_s}, Stretch)
+    return msgspec.convert({**answer, "cpu_s": processor_s(node_pid) - before_s}, Stretch)
 
 
 async def _expected(network: Devnet, height: int) -> list[str]:
@@ -212,7 +213,7 @@ async def _cut_reader(network: Devnet, served: DevnetNode, reader: Child, last: 
     before = await asyncio.to_thread(_cuts, served)
     await reader.ask("stall")
     async with asyncio.timeout(CUT_TIMEOUT_S):
-        while await asyncio.to_thread(_cuts, served) == before:
+        while await asyncio.to_thread(_cuts, served) == before:  # noqa: ASYNC110 - it is another process
             await asyncio.sleep(0.5)
     return await reader.ask("resume", last)
 
@@ -223,12 +224,6 @@ def _cuts(node: DevnetNode) -> int:
         lines = answer.read().decode().splitlines()
     wanted = 'carequorum_event_readers_cut_total{reason="too_slow"}'
     return sum(int(float(line.split()[-1])) for line in lines if line.startswith(wanted))
-
-
-def _cpu_s(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_ms(stretches: Sequence[Stretch]) -> float:
@@ -264,23 +259,23 @@ async def write(network: Devnet, wallet: Wallet) -> None:
     """`commit N`: that many records, IN_FLIGHT at once; how long each waited for its commit."""
     async with Client([network.nodes[0].url], network.genesis, wallet) as client, aclosing(_lines()) as lines:
         async for _, count in lines:
-            left = int(count)
-            latencies_ms: list[float] = []
-
-            async def commit() -> None:
-                nonlocal left
-                while left > 0:
-                    left -= 1
-                    body = secrets.token_bytes(BODY_BYTES)
-                    action = Add(body=0, record=secrets.token_bytes(32), subject=sha256(b"trial"))
-                    signed = client.sign([action], [body])
-                    begun_s = time.monotonic()
-                    await client.submit_signed(signed.data, [body])
-                    latencies_ms.append((time.monotonic() - begun_s) * 1_000)
-
+            turns = iter(range(int(count)))
             begun_s = time.monotonic()
-            await asyncio.gather(*(commit() for _ in range(IN_FLIGHT)))
-            _answer(latencies_ms=latencies_ms, seconds=time.monotonic() - begun_s)
+            each = await asyncio.gather(*(_commit(client, turns) for _ in range(IN_FLIGHT)))
+            _answer(latencies_ms=[one for many in each for one in many], seconds=time.monotonic() - begun_s)
+
+
+async def _commit(client: Client, turns: Iterator[int]) -> list[float]:
+    """A record for each turn; the latencies in ms."""
+    latencies_ms = []
+    for _ in turns:
+        body = secrets.token_bytes(BODY_BYTES)
+        action = Add(body=0, record=secrets.token_bytes(32), subject=sha256(b"trial"))
+        signed = client.sign([action], [body])
+        begun_s = time.monotonic()
+        await client.submit_signed(signed.data, [body])
+        latencies_ms.append((time.monotonic() - begun_s) * 1_000)
+    return latencies_ms
 
 
 class Reading:

@@ -15,8 +15,7 @@ from carequorum.submission import Committed
 from tests.processes.hospitals import enrol, urls_from
 
 ANSWER_TIMEOUT_S = 60.0
-# As large as a narrative with a small image, so that the load is one of bytes, too.
-CONTENT = b'{"resourceType":"Binary","contentType":"text/plain","data":"%s"}' % (b"A" * 30_000)
+CONTENT = b'{"resourceType":"Basic"}'
 
 
 @dataclass(slots=True)

@@ -95,7 +95,7 @@ async def test_the_leader_is_killed_twenty_times_and_then_everybody_at_once(
     assert {view.head for view in views} == {views[0].head}
     assert {node_id: how and how.code for node_id, how in ended.items()} == {node.id: 0 for node in network.nodes}
     assert_logs_are_calm(network)
-    for node in network.nodes:
-        report = check_path(network.folder(node) / "data" / "ledger", network.genesis, lambda *_: None)
-        assert report.problems == []
-        assert report.transactions >= len(load.answers)
+    # As all heads and roots are equal, one store derived again from genesis stands for all.
+    report = check_path(network.folder(network.nodes[0]) / "data" / "ledger", network.genesis, lambda *_: None)
+    assert report.problems == []
+    assert report.transactions >= len(load.answers)
