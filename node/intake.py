@@ -23,7 +23,7 @@ from consensus.messages import (
     Reason,
     VoteReply,
 )
-from ledger.block import Block
+from ledger.block import Block, header_of
 from ledger.errors import Rejection
 from ledger.finality import verify_acknowledgement, verify_certificate, verify_vote
 from ledger.genesis import Genesis
@@ -131,7 +131,6 @@ class BlockChecks:
                     for reference in transaction.envelope.bodies
                 },
             )
-
 
     def drop_unlogged(self, blocks: Sequence[Block]) -> None:
         """After a step: forget those that the core did not take."""
@@ -346,11 +345,23 @@ class Intake:
 
 
 def _certified(append: Append, height: int) -> bool:
-    """Whether the (verified) certificate of the Append covers its block at `height`, itself or through those above."""
-    certificate = append.certificate
-    return certificate is not None and any(
-        entry.height >= height and entry.hash == certificate.hash for entry in append.entries
-    )
+    """Whether the (verified) certificate of the Append covers its block at `height`, itself or through those above.
+
+    Hash and parent are taken from the blocks' own bytes: those beside them are only the sender's word, and a made-up
+    link to a certified hash must stop nobody.
+    """
+    if append.certificate is None:
+        return False
+    for entry in append.entries[height - append.prev_height - 1 :]:
+        try:
+            header, own_hash = header_of(entry.data)
+        except Rejection:
+            return False
+        if (own_hash, header.parent) != (entry.hash, entry.parent):
+            return False
+        if own_hash == append.certificate.hash:
+            return True
+    return False
 
 
 def _split(append: Append, height: int) -> tuple[Append, Append]:

@@ -3,9 +3,9 @@
 At once when nothing is in flight, so that an idle network answers fast; while a block is in flight the pool gathers,
 so that a busy one makes larger blocks. A second block joins the first only if it would be full.
 
-After a block of n transactions the next one waits until n are there, for at most n * GATHER_S: clients that wait for
-their commits come again together, and each block costs every node a synced write and a handful of signatures, however
-little is in it. It is a wait about as long as the work on those n, and after a single transaction there is none.
+After a block of n transactions the next one waits until n more have come, for at most n * GATHER_S: clients that wait
+for their commits come again together, and each block costs every node a synced write and a handful of signatures,
+however little is in it. It is a wait about as long as the work on those n; after a single transaction it is none.
 
 When results stand without proof and nothing else comes, an empty block follows after `seal_delay_ms`.
 """
@@ -25,7 +25,7 @@ from storage.store import Store
 # Blocks that may wait for their certificate or execution here before the next is made.
 IN_FLIGHT_MAX = 4
 # How long a block waits for company at most: for each transaction of the one before it, and in all.
-GATHER_S = 0.0005
+GATHER_S = 0.001
 GATHER_MAX_S = 0.05
 
 
@@ -54,9 +54,11 @@ class Proposer:
         self._last_busy_height = last_busy_height
         self._seal_timer: asyncio.TimerHandle | None = None
         self._gather_timer: asyncio.TimerHandle | None = None
-        # How many transactions the newest block has that was made here; when the log was last executed to its end.
+        # How many transactions the newest block has that was made here; once it is executed, how many the next one
+        # waits for, and until when (loop time).
         self._newest_count = 0
-        self._idle_since_s = float("-inf")
+        self._company = 0
+        self._company_until_s = float("-inf")
 
     def consider(self) -> None:
         """Something changed: make a block if there is one to make."""
@@ -64,7 +66,7 @@ class Proposer:
         if core.role is not Role.LEADER:
             return
         in_flight = core.last_height - self._store.executed_height
-        waiting = len(self._pool) - self._tail.transactions
+        waiting = self._waiting
         full = waiting >= self._parameters.block_transactions_max
         if waiting > 0 and ((in_flight == 0 and self._gathered(waiting)) or (full and in_flight < IN_FLIGHT_MAX)):
             self._propose_from_pool()
@@ -76,7 +78,9 @@ class Proposer:
         if count:
             self._last_busy_height = max(self._last_busy_height, height)
         if height == self._driver.core.last_height:
-            self._idle_since_s = asyncio.get_running_loop().time()
+            self._company = self._waiting + self._newest_count
+            wait_s = min(self._newest_count * GATHER_S, GATHER_MAX_S)
+            self._company_until_s = asyncio.get_running_loop().time() + wait_s
         self.consider()
 
     def close(self) -> None:
@@ -86,19 +90,23 @@ class Proposer:
                 timer.cancel()
         self._seal_timer = self._gather_timer = None
 
+    @property
+    def _waiting(self) -> int:
+        """Transactions in no block yet."""
+        return len(self._pool) - self._tail.transactions
+
     def _gathered(self, waiting: int) -> bool:
         """Whether the next block waits for company no longer; else it is considered again when it shall not."""
         loop = asyncio.get_running_loop()
-        until_s = self._idle_since_s + min(self._newest_count * GATHER_S, GATHER_MAX_S)
-        if waiting >= self._newest_count or loop.time() >= until_s:
+        if waiting >= self._company or loop.time() >= self._company_until_s:
             return True
         if self._gather_timer is None:
-            self._gather_timer = loop.call_at(until_s, self._stop_gathering)
+            self._gather_timer = loop.call_at(self._company_until_s, self._stop_gathering)
         return False
 
     def _stop_gathering(self) -> None:
         self._gather_timer = None
-        self._newest_count = 0
+        self._company = 0
         self.consider()
 
     def _propose_from_pool(self) -> None:

@@ -26,8 +26,11 @@ from network.port import FetchFailed
 from node.evidence import Witness
 from node.intake import WAITING_MAX, BlockChecks, Intake, RefusedAtError, fetch_all
 from storage.executed import Divergence
+from storage.executed import Divergence
+from tests.fakes.disk import PowerLossDisk
 from tests.ledger.founding import CHAIN, GENESIS, VOTERS
-from tests.storage.chains import node_key
+from tests.node.tampering import block_of, entry_of, resealed
+from tests.storage.chains import Chain, node_key
 
 ME, LEADER, THIRD = VOTERS
 LEARNER = "zone-1"
@@ -70,6 +73,9 @@ class Checks:
     dropped: list[int] = field(default_factory=list)
     log_top: Callable[[], int] = lambda: 0
 
+    def drop_unlogged(self, blocks: Sequence[Block]) -> None:
+        """The recorded core takes every block."""
+
     def inspect(self, entries: Sequence[Entry], *, certified: bool) -> list[Block]:
         fresh = [cast(Block, one.height) for one in entries]
         heights = [one.height for one in entries]
@@ -98,6 +104,7 @@ class Desk:
         self.refused: list[tuple[str, Append, int, Reason]] = []
         self.counts: list[str] = []
         self.certified: list[int] = []
+        self.halted: list[Exception] = []
         self.halted: list[Exception] = []
         self.evidence: list[str] = []
         self.asked: asyncio.Queue[asyncio.Future[Mapping[bytes, bytes]]] = asyncio.Queue()
@@ -283,6 +290,59 @@ def test_a_refused_first_block_is_a_heartbeat_and_a_refusal(desk: Desk) -> None:
     desk.checks.bad = 1
     message = append(1, 2)
     assert desk.say(message) == [replace(message, entries=())]
+    assert desk.refused == [(LEADER, message, 1, Reason.BAD_ROOTS)]
+
+
+def real_append(*, certified: int | None) -> Append:
+    """Two blocks that link by their bytes, with the certificate of one of them."""
+    chain = Chain(PowerLossDisk())
+    first = entry_of(chain.seal())
+    second = entry_of(chain.seal(parent=first))
+    named = {1: first, 2: second}.get(certified or 0)
+    found = None if named is None else certificate(named.height, LEADER, THIRD, block=named.hash)
+    return Append(1, 0, 0, CHAIN, (first, second), found)
+
+
+@pytest.mark.parametrize("certified", [1, 2], ids=["itself", "through the one above"])
+def test_bad_roots_under_a_certificate_stop_the_node(desk: Desk, certified: int) -> None:
+    """A quorum has committed what this node cannot follow: nothing reaches the core, and nobody is refused."""
+    desk.checks.bad = 1
+    assert desk.say(real_append(certified=certified)) == []
+    assert [type(fault) for fault in desk.halted] == [Divergence]
+    assert desk.refused == []
+
+
+def without_certificate(message: Append) -> Append:
+    return replace(message, certificate=None)
+
+
+def with_other_bytes(message: Append) -> Append:
+    """The certified hash is only said, beside a block that does not have it."""
+    first, second = message.entries
+    return replace(message, entries=(first, replace(second, data=first.data)))
+
+
+def with_no_bytes(message: Append) -> Append:
+    first, second = message.entries
+    return replace(message, entries=(first, replace(second, data=b"")))
+
+
+def with_another_below(message: Append) -> Append:
+    """The certified block is there, and only said to follow the bad one."""
+    other = entry_of(resealed(block_of(message.entries[0]), node_key(LEADER), time=1))
+    return replace(message, entries=(other, replace(message.entries[1], parent=other.hash)))
+
+
+@pytest.mark.parametrize(
+    "change", [without_certificate, with_other_bytes, with_no_bytes, with_another_below], ids=lambda one: one.__name__
+)
+def test_bad_roots_that_are_only_said_to_be_certified_are_refused(
+    desk: Desk, change: Callable[[Append], Append]
+) -> None:
+    desk.checks.bad = 1
+    message = change(real_append(certified=2))
+    desk.say(message)
+    assert desk.halted == []
     assert desk.refused == [(LEADER, message, 1, Reason.BAD_ROOTS)]
 
 
