@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEVNET ?= build/devnet
 NODES  ?= 4
+SECONDS ?= 180
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format devnet-up devnet-down clean
+.PHONY: help setup demo test api-trial check format devnet-up devnet-down clean events-trial
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +25,12 @@ demo: $(STAMP) ## four hospitals, sealed records, a killed leader (FHIR=path, KE
 
 test: $(STAMP) ## run all tests
 	$(BIN)/python -m pytest
+
+api-trial: $(STAMP) ## schemathesis against a live node, every answer by its schema (SECONDS=180, SEED=n)
+	$(BIN)/python -m tests.api.trial --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+events-trial: $(STAMP) ## 20,000 events, each once, through a bad reader; commits no slower (EVENTS=n)
+	$(BIN)/python -m tests.processes.events_trial $(if $(EVENTS),--events $(EVENTS))
 
 check: $(STAMP) ## ruff, mypy strict, import rules, wheel contents
 	$(BIN)/ruff check .

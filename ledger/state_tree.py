@@ -58,17 +58,14 @@ class Page:
     holds a leaf.
     """
 
-    __slots__ = ("crowded", "leaves", "nodes", "slots")
+    __slots__ = ("crowded", "hash", "leaves", "nodes", "slots")
 
     def __init__(self, slots: list[_Slot], nodes: list[bytes], crowded: int, leaves: int) -> None:
         self.slots: Final = slots
         self.nodes: Final = nodes
+        self.hash: Final = nodes[1]
         self.crowded: Final = crowded
         self.leaves: Final = leaves
-
-    @property
-    def hash(self) -> bytes:
-        return self.nodes[1]
 
     def __eq__(self, other: object) -> bool:
         """The slots say everything; the nodes follow."""

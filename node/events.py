@@ -237,8 +237,8 @@ class _Reader:
         executed = asyncio.ensure_future(self._backend.executed(self.after.height + self.after.ends_block))
         try:
             # Small blocks that follow upon each other are worth one chunk, not one each.
-            await self._happens(asyncio.get_running_loop().create_future(), self._sent_at_s + GATHER_S - time.monotonic())
-            while not await self._happens(executed, self._sent_at_s + HEARTBEAT_S - time.monotonic()):
+            await self._happens(None, self._sent_at_s + GATHER_S)
+            while not await self._happens(executed, self._sent_at_s + HEARTBEAT_S):
                 await self._beat(writer)
             executed.result()
         finally:
@@ -253,7 +253,7 @@ class _Reader:
         # Never cancelled: the library cannot wait for the same connection again after that.
         sending = asyncio.create_task(_put(writer, data), name="events")
         try:
-            if not await self._happens(sending, UNSENT_S):
+            if not await self._happens(sending, self._sent_at_s + UNSENT_S):
                 raise _CutError("too_slow")
             sending.result()
         finally:
@@ -261,13 +261,14 @@ class _Reader:
             if not sending.done():
                 self.unsent = sending
 
-    async def _happens(self, what: asyncio.Future[None], timeout_s: float) -> bool:
-        """Whether it is done within this time. Raises _CutError as soon as this reader is dismissed."""
-        ends: set[asyncio.Future[Any]] = {what, self._dismissed}
-        await asyncio.wait(ends, timeout=max(timeout_s, 0.0), return_when=asyncio.FIRST_COMPLETED)
+    async def _happens(self, what: asyncio.Future[None] | None, until_s: float) -> bool:
+        """Whether it is done by then (monotonic, s). Raises _CutError as soon as this reader is dismissed."""
+        ends: set[asyncio.Future[Any]] = {self._dismissed} if what is None else {self._dismissed, what}
+        timeout_s = max(until_s - time.monotonic(), 0.0)
+        await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if self._dismissed.done():
             raise _CutError(self._dismissed.result())
-        return what.done()
+        return what is not None and what.done()
 
     def _require_allowed(self) -> None:
         try:

@@ -7,6 +7,10 @@ log       the Raft log: blocks, their links, hard state, bodies, each persisted 
 executed  what follows from the log: state, tree, history, results, certificates; one batch a block
 store     the two together: what the daemon opens, reads, and makes receipts from
 check     everything read again and derived again from genesis
+boot      the same, bounded, before a node uses its store
+heights   what one height must hold by itself; for both
+files     the files of a database, every byte verified without LevelDB, by what `formats` says of them
+report    what a check finds: height, record, file
 
 Threads: `BlockLog.persist` and `Executed.write` may run in one dedicated writer
 thread while everything else runs in the event loop's thread. How no read sees half of a write is said in

@@ -149,7 +149,8 @@ class _Check:
         heights.check_header(height, block, self._parent, self._below)
         heights.check_link(height, link, block)
         self._remember_bodies(block)
-        heights.check_transactions(height, block)
+        heights.check_signatures(height, block)
+        heights.check_bodies(height, block)
         follows = (height - 1, block.header.parent) == (self._executed.executed_height, self._executed.executed_hash)
         if follows and block.header.height == height <= self.report.executed_height:
             self._replay(height, block)

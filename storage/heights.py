@@ -135,14 +135,18 @@ class Heights:
             if not holds:
                 self.add(height, schema.block_key(height), fault)
 
-    def check_transactions(self, height: int, block: Block) -> None:
-        """Every signature, and every body against its commitment."""
+    def check_signatures(self, height: int, block: Block) -> None:
+        """Every transaction's."""
         for index, transaction in enumerate(block.transactions):
-            self.report.transactions += 1
             try:
                 check_signature(transaction, self.chain)
             except Rejection as error:
                 self.add(height, schema.block_key(height), f"transaction {index}: {error}")
+
+    def check_bodies(self, height: int, block: Block) -> None:
+        """Every body that the block's transactions name, against its commitment."""
+        for transaction in block.transactions:
+            self.report.transactions += 1
             for reference in transaction.envelope.bodies:
                 key = schema.body_key(reference.commitment)
                 body = self.read(key, height)

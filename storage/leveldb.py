@@ -1,9 +1,9 @@
 """The key-value port by LevelDB (plyvel): one database, so that all batches stay in one order.
 
 Set so that damage is found rather than skipped: `paranoid_checks` makes a damaged write-ahead log refuse to
-open instead of dropping its tail; every read verifies checksums; nothing is compressed, as values are
-mostly sealed. A failed write latches: LevelDB may have lost what a later sync would claim, so nothing more
-is written until the database has been opened, and so verified, again.
+open instead of dropping its tail, mostly (`files` finds the rest); every read verifies checksums; nothing is
+compressed, as values are mostly sealed. A failed write latches: LevelDB may have lost what a later sync would
+claim, so nothing more is written until the database has been opened, and so verified, again.
 """
 
 import os

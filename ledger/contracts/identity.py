@@ -71,9 +71,7 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: Version
 
 
-class Register(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="do", tag="member.register"
-):
+class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="do", tag="member.register"):
     """Make a member of the signer's organisation. `proof` is a `possession_proof` made out to the signer."""
 
     key: PublicKey

@@ -41,9 +41,7 @@ def node_path(node: str) -> str:
 def genesis_state(genesis: Genesis) -> dict[str, bytes]:
     """The nodes and the parameters."""
     limits = genesis.parameters
-    state = {
-        PARAMETERS_PATH: encode(Parameters(limits.block_bytes_max, limits.block_transactions_max, FORMAT))
-    }
+    state = {PARAMETERS_PATH: encode(Parameters(limits.block_bytes_max, limits.block_transactions_max, FORMAT))}
     for node in genesis.nodes:
         state[node_path(node.id)] = encode(
             Node(node.address, node.certificate, FORMAT, organisation=node.organisation, role=node.role)

@@ -204,7 +204,7 @@ def test_a_day_at_the_hospital(
         assert (base64.b64decode(opened["content"]).decode(), opened["version"]) == (text, version or 2)
     assert fail("record", "open", note["record"], "--version", "3", *at_home, *rosa)[1].startswith("no_such_version:")
     listed = run_json("record", "list", *at_home, *rosa)["records"]
-    assert [(each["record"], each["version"]) for each in listed][0] == (note["record"], 2)
+    assert (listed[0]["record"], listed[0]["version"]) == (note["record"], 2)
     run("receipt", "get", amended["transaction"], "--out", tmp_path / "amended.receipt", "--at", away)
     proven = run_json("receipt", "verify", tmp_path / "amended.receipt", *genesis)
     assert (proven["transaction"], proven["code"]) == (amended["transaction"], "ok")
@@ -234,7 +234,9 @@ def test_a_day_at_the_hospital(
     events = [json.loads(line) for line in told.splitlines()]
     assert [each["actions"][0]["do"] for each in events] == ["record.add"] * 3 + ["record.amend"]
     assert {each["actions"][0]["record"] for each in events} == {each["record"] for each in listed}
-    (last,) = run("events", "--after", events[-2]["id"], "--contract", "records", "--limit", "1", *at_home).splitlines()
+    (last,) = run(
+        "events", "--after", events[-2]["id"], "--contract", "records", "--limit", "1", *at_home
+    ).splitlines()
     assert last.split()[0] == events[-1]["id"]
     assert f"record.amend body=0 record={note['record']}" in last
     of_her = run("events", "--from", "1", "--member", card["account"], "--limit", "1", "--json", *at_home)

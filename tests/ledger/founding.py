@@ -120,9 +120,7 @@ def addition(record: str, subject: str = "subject", body: int = 0) -> records.Ad
 
 
 def amendment(record: str, version: int, subject: str = "subject", body: int = 0) -> records.Amend:
-    return records.Amend(
-        body=body, record=sha256(record.encode()), subject=sha256(subject.encode()), version=version
-    )
+    return records.Amend(body=body, record=sha256(record.encode()), subject=sha256(subject.encode()), version=version)
 
 
 class Ledger:

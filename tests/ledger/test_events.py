@@ -21,7 +21,7 @@ from ledger.execution import TxResult, stored_result
 from ledger.keys import sha256
 from ledger.transaction import ACTIONS_MAX, Transaction, decode_transaction, stored_envelope
 from tests.fakes.disk import PowerLossDisk
-from tests.ledger.founding import NOW_MS, account_of, addition, registration, revocation, rotation, sign
+from tests.ledger.founding import NOW_MS, account_of, addition, amendment, registration, revocation, rotation, sign
 from tests.storage.chains import Chain, doctor, record
 
 BLOCK_BYTES_MAX = 1024 * 1024
@@ -95,6 +95,7 @@ def test_an_event_carries_the_bodies_that_its_actions_name() -> None:
         (rotation("doctor", "doctor-2", 1), ["doctor"], []),
         (revocation("doctor", 1), ["doctor"], []),
         (addition("one", "rosa"), [], ["rosa"]),
+        (amendment("one", 3, "rosa"), [], ["rosa"]),
     ],
 )
 def test_what_an_action_concerns(action: Action, accounts: list[str], subjects: list[str]) -> None:

@@ -45,9 +45,7 @@ def ledger() -> Ledger:
     return ledger
 
 
-def add(
-    record: str, *, by: str = "doctor", key: str | None = None, until: int = NOW_MS + 60_000
-) -> Transaction:
+def add(record: str, *, by: str = "doctor", key: str | None = None, until: int = NOW_MS + 60_000) -> Transaction:
     return sign([addition(record)], by=by, key=key, bodies=[b"sealed"], until=until)
 
 
@@ -88,9 +86,10 @@ class TestWhoSigns:
         ]
 
     def test_a_member_acts_in_the_block_that_registers_it(self, ledger: Ledger) -> None:
-        assert ledger.run(
-            sign([registration("nurse", "clinician")], by="north-admin"), add("r", by="nurse")
-        ) == ["ok", "ok"]
+        assert ledger.run(sign([registration("nurse", "clinician")], by="north-admin"), add("r", by="nurse")) == [
+            "ok",
+            "ok",
+        ]
 
     def test_admission_asks_the_same_as_execution(self, ledger: Ledger) -> None:
         at_ms = NOW_MS + 10
@@ -338,11 +337,7 @@ def test_nothing_but_what_succeeds_changes_the_state(blocks: list[list[Transacti
     """A chain stripped of every transaction that failed ends in the same state, and each id succeeds once."""
     outcomes, ledger = replay(blocks, backwards=False)
     succeeded = [
-        [
-            transaction
-            for transaction, result in zip(block, outcome.results, strict=True)
-            if result.code == "ok"
-        ]
+        [transaction for transaction, result in zip(block, outcome.results, strict=True) if result.code == "ok"]
         for block, outcome in zip(blocks, outcomes, strict=True)
     ]
     stripped, other = replay(succeeded, backwards=True)

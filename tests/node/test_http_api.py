@@ -94,7 +94,9 @@ async def test_a_fault_ends_its_request_only(
 async def test_a_client_that_leaves_in_the_middle_is_no_fault_of_the_node(
     port: Port, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    head = b"POST /v1/transactions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    head = (
+        b"POST /v1/transactions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    )
     _, writer = await asyncio.open_connection("127.0.0.1", int(port.url.rpartition(":")[2]))
     writer.write(head)
     await writer.drain()

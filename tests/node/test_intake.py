@@ -26,7 +26,6 @@ from network.port import FetchFailed
 from node.evidence import Witness
 from node.intake import WAITING_MAX, BlockChecks, Intake, RefusedAtError, fetch_all
 from storage.executed import Divergence
-from storage.executed import Divergence
 from tests.fakes.disk import PowerLossDisk
 from tests.ledger.founding import CHAIN, GENESIS, VOTERS
 from tests.node.tampering import block_of, entry_of, resealed
@@ -73,9 +72,6 @@ class Checks:
     dropped: list[int] = field(default_factory=list)
     log_top: Callable[[], int] = lambda: 0
 
-    def drop_unlogged(self, blocks: Sequence[Block]) -> None:
-        """The recorded core takes every block."""
-
     def inspect(self, entries: Sequence[Entry], *, certified: bool) -> list[Block]:
         fresh = [cast(Block, one.height) for one in entries]
         heights = [one.height for one in entries]
@@ -104,7 +100,6 @@ class Desk:
         self.refused: list[tuple[str, Append, int, Reason]] = []
         self.counts: list[str] = []
         self.certified: list[int] = []
-        self.halted: list[Exception] = []
         self.halted: list[Exception] = []
         self.evidence: list[str] = []
         self.asked: asyncio.Queue[asyncio.Future[Mapping[bytes, bytes]]] = asyncio.Queue()
@@ -293,14 +288,14 @@ def test_a_refused_first_block_is_a_heartbeat_and_a_refusal(desk: Desk) -> None:
     assert desk.refused == [(LEADER, message, 1, Reason.BAD_ROOTS)]
 
 
-def real_append(*, certified: int | None) -> Append:
+def real_append(*, certified: int) -> Append:
     """Two blocks that link by their bytes, with the certificate of one of them."""
     chain = Chain(PowerLossDisk())
     first = entry_of(chain.seal())
     second = entry_of(chain.seal(parent=first))
-    named = {1: first, 2: second}.get(certified or 0)
-    found = None if named is None else certificate(named.height, LEADER, THIRD, block=named.hash)
-    return Append(1, 0, 0, CHAIN, (first, second), found)
+    named = {1: first, 2: second}[certified]
+    proof = certificate(named.height, LEADER, THIRD, block=named.hash)
+    return Append(1, 0, 0, CHAIN, (first, second), proof)
 
 
 @pytest.mark.parametrize("certified", [1, 2], ids=["itself", "through the one above"])
@@ -441,17 +436,6 @@ async def test_no_question_is_longer_than_the_bound() -> None:
     peer, into = Peer(names(COMMITMENTS_MAX + 1), most=1 << 20), dict[bytes, bytes]()
     assert await fetch_all(peer.fetch, LEADER, names(COMMITMENTS_MAX + 1), into)
     assert peer.asked == [COMMITMENTS_MAX, 1]
-
-
-@pytest.mark.asyncio
-async def test_roots_that_a_certificate_covers_and_this_node_denies_halt_it(desk: Desk, monkeypatch: Any) -> None:
-    """Uncertified, the same block is only refused: then it is the leader who may be wrong."""
-    monkeypatch.setattr(desk.intake, "certificate_holds", lambda certificate: True)
-    desk.checks.bad = 1
-    desk.say(append(1, 2))
-    assert ([refusal[3] for refusal in desk.refused], desk.halted) == ([Reason.BAD_ROOTS], [])
-    desk.say(append(1, 2, certificate=Certificate(1, 2, block_hash(2), ())))
-    assert (len(desk.refused), [type(error) for error in desk.halted]) == (1, [Divergence])
 
 
 @pytest.mark.asyncio

@@ -13,6 +13,7 @@ from consensus.messages import Role
 from ledger.block import Block
 from ledger.genesis import Parameters
 from ledger.transaction import UNTIL_AHEAD_MAX_MS, Transaction
+from node import proposer as proposer_module
 from node.driver import Driver
 from node.pool import LENGTH_BYTES, Pool, PoolLimits
 from node.proposer import IN_FLIGHT_MAX, Proposer
@@ -71,7 +72,14 @@ class _At:
 class Desk:
     """A leader at height 1, all of it executed, nothing of it to seal."""
 
-    def __init__(self, *, transactions_max: int = 1_000, bytes_max: int = 1 << 20, last_busy_height: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        transactions_max: int = 1_000,
+        bytes_max: int = 1 << 20,
+        last_busy_height: int = 0,
+        seal_delay_ms: int = SEAL_DELAY_MS,
+    ) -> None:
         limits = msgspec.structs.replace(
             Parameters(), block_transactions_max=transactions_max, block_bytes_max=bytes_max
         )
@@ -89,7 +97,7 @@ class Desk:
             self.tail,
             now_ms=lambda: self.now_ms,
             block_time_ms=lambda: self.block_time_ms,
-            seal_delay_ms=SEAL_DELAY_MS,
+            seal_delay_ms=seal_delay_ms,
             last_busy_height=last_busy_height,
         )
 
@@ -113,6 +121,13 @@ class Desk:
 
     def timer(self) -> asyncio.TimerHandle | None:
         return self.proposer._seal_timer
+
+    async def gathered(self) -> None:
+        """Wait until the next block waits for company no longer."""
+        async with asyncio.timeout(PATIENCE_S):
+            while self.proposer._gather_timer is not None:
+                self.log.proposed.clear()
+                await self.log.proposed.wait()
 
     async def sealing(self) -> None:
         """Wait for the next proposal, which the timer makes."""
@@ -160,7 +175,59 @@ async def test_while_a_block_is_in_flight_the_pool_gathers(make: Make) -> None:
     first, second, third = desk.admit(), desk.admit(), desk.admit()
     assert desk.log.blocks == [first]
     desk.execute()
+    await desk.gathered()
     assert desk.log.blocks == [first, second + third]
+
+
+@pytest.mark.asyncio
+async def test_after_a_block_of_several_as_many_more_are_waited_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They who waited for it come again together; then the wait is over at once."""
+    monkeypatch.setattr(proposer_module, "GATHER_S", 3_600.0)
+    monkeypatch.setattr(proposer_module, "GATHER_MAX_S", 3_600.0)
+    desk = make(seal_delay_ms=3_600_000)
+    first = desk.admit(3)
+    early = desk.admit()
+    desk.execute()
+    more = desk.admit(2)
+    assert desk.log.blocks == [first]
+    more += desk.admit()
+    assert desk.log.blocks == [first, early + more]
+    assert desk.proposer._gather_timer is None
+
+
+@pytest.mark.asyncio
+async def test_company_that_does_not_come_is_not_waited_for_long(make: Make) -> None:
+    desk = make(seal_delay_ms=3_600_000)
+    first = desk.admit(3)
+    desk.execute()
+    alone = desk.admit()
+    await desk.gathered()
+    assert desk.log.blocks == [first, alone]
+
+
+@pytest.mark.asyncio
+async def test_nobody_waits_for_company_of_a_block_that_was_made_elsewhere(make: Make) -> None:
+    """Nor after an empty one."""
+    desk = make(seal_delay_ms=3_600_000)
+    desk.proposer.executed(1, 50)
+    first = desk.admit()
+    assert desk.log.blocks == [first]
+
+
+@pytest.mark.asyncio
+async def test_who_waits_for_company_goes_along_when_the_block_before_is_sealed(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposer_module, "GATHER_S", 3_600.0)
+    monkeypatch.setattr(proposer_module, "GATHER_MAX_S", 3_600.0)
+    desk = make()
+    first = desk.admit(3)
+    desk.execute()
+    alone = desk.admit()
+    await desk.sealing()
+    assert desk.log.blocks == [first, alone]
 
 
 @pytest.mark.asyncio
@@ -208,6 +275,7 @@ async def test_what_would_fail_for_its_time_alone_is_left_out(make: Make) -> Non
     assert desk.log.blocks == [good]
     desk.now_ms += 1
     desk.execute()
+    await desk.gathered()
     assert desk.log.blocks == [good, early]
 
 

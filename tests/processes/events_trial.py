@@ -1,13 +1,14 @@
 """Every event once through a reader that stalls, disconnects and resumes, and commits as fast as without it.
 
-    python -m tests.processes.events_trial [--events 20000] [--rounds 5] [--keep DIR]        `make events-trial`
+    python -m tests.processes.events_trial [--events 20000] [--rounds 20] [--keep DIR]        `make events-trial`
 
 Three real daemons; one process that writes single-action transactions, so many in flight, always at the node that
 also serves the reader; one process that reads, with the SDK. The run is a row of rounds, each of two stretches with
-equally many transactions: in the first nobody reads; in the second the reader comes back, fetches what it missed,
-keeps up, stalls now and then, and disconnects now and then, to go on at this node or another. Commit latencies of the
-two are compared within each round, so that a machine which is busy with other things is so for both. The reader runs
-at the lowest priority: it stands for one on a machine of its own.
+equally many transactions, the one first in every other round that is second in the rest. In one of them nobody
+reads. Before the other the reader comes back and fetches what it missed; during it, it follows what is committed,
+stalls now and then, and disconnects now and then, to go on at this node or another. Commit latencies of the two are
+compared within each round, so that a machine which is busy with other things is so for both. The reader runs at the
+lowest priority: it stands for one on a machine of its own.
 
 Then another reader begins at height 1 and takes nothing until it is cut, and goes on to the end.
 Both must have seen every transaction of every block once, in the order of the chain.
@@ -44,6 +45,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REPORT = ROOT / "build" / "events-trial.json"
 NODES = 3
 IN_FLIGHT = 16
+WARM_UP = 64
 BODY_BYTES = 300
 STALL_EVERY, STALL_S = 400, 1.0
 RECONNECT_EVERY = 1_300
@@ -182,14 +184,19 @@ async def _rounds(
 ) -> tuple[list[Stretch], list[Stretch]]:
     """The stretches without and with the reader."""
     count = -(-events // (2 * rounds))
-    without, with_ = [], []
-    await writer.ask("commit", 4 * IN_FLIGHT)
-    for _ in range(rounds):
-        without.append(await _stretch(writer, node_pid, count))
-        await reader.ask("read")
-        with_.append(await _stretch(writer, node_pid, count))
-        await reader.ask("pause")
-    return without, with_
+    stretches: dict[bool, list[Stretch]] = {False: [], True: []}
+    await writer.ask("commit", WARM_UP)
+    # The writer's own registration was the first event.
+    committed = 1 + WARM_UP
+    for done in range(rounds):
+        for reads in (False, True) if done % 2 == 0 else (True, False):
+            if reads:
+                await reader.ask("catch_up", committed)
+            stretches[reads].append(await _stretch(writer, node_pid, count))
+            committed += count
+            if reads:
+                await reader.ask("pause")
+    return stretches[False], stretches[True]
 
 
 async def _stretch(writer: Child, node_pid: int, count: int) -> Stretch:
@@ -287,6 +294,8 @@ class Reading:
         self.connections = 0
         self.stalls = 0
         self._last: EventId | None = None
+        self._came = asyncio.Event()
+        self._stalls_from = 0
 
     async def follow(self, last: str | None = None) -> None:
         """Read, stalling and disconnecting by the way; until the event `last`, or until cancelled."""
@@ -299,26 +308,35 @@ class Reading:
                 async with aclosing(client.events(first, after=self._last)) as events:
                     await self._take(events, last)
 
+    async def reach(self, count: int) -> None:
+        """Return once so many events have come; without stalls on the way there, with them from then on."""
+        self._stalls_from = count
+        while len(self.ids) < count:
+            self._came.clear()
+            await self._came.wait()
+
     async def _take(self, events: AsyncGenerator[Event, None], last: str | None) -> None:
         async for event in events:
             self.ids.append(str(event.id))
             self._last = event.id
             if self.ids[-1] == last or len(self.ids) % RECONNECT_EVERY == 0:
                 return
-            if last is None and len(self.ids) % STALL_EVERY == 0:
+            self._came.set()
+            if last is None and len(self.ids) % STALL_EVERY == 0 and len(self.ids) > self._stalls_from:
                 self.stalls += 1
                 await asyncio.sleep(STALL_S)
 
 
 async def read(network: Devnet) -> None:
-    """`read`, `pause`; `finish ID`: to the end. `stall`, `resume ID`: another stream, from height 1."""
+    """`catch_up N`, and on, until `pause`; `finish ID`: to the end. `stall`, `resume ID`: another, from height 1."""
     os.nice(19)
     reading, following = Reading(network), asyncio.create_task(asyncio.sleep(0))
     client = Client(urls_from(network, network.nodes[0]), network.genesis)
     async with client, aclosing(_lines()) as lines, aclosing(client.events(1)) as stalled:
         async for command, *words in lines:
-            if command == "read":
+            if command == "catch_up":
                 following = asyncio.create_task(reading.follow())
+                await reading.reach(int(words[0]))
                 _answer()
             elif command == "pause":
                 following.cancel()
@@ -339,7 +357,7 @@ async def read(network: Devnet) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--events", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--keep", type=Path, help="make the network in this new folder, and leave it there")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()

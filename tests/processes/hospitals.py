@@ -14,10 +14,12 @@ from carequorum.submission import Committed
 from carequorum.views import NetworkStatus
 from carequorum.wallet import Wallet, read_passphrase
 from ledger.contracts.identity import Role
-from ledger.encoding import decode_as
 from ledger.errors import Rejection
 from ledger.execution import OK
-from ledger.receipt import RECEIPT_BYTES_MAX, Receipt
+from ledger.genesis import Genesis
+from ledger.receipt import verify_receipt
+from storage.leveldb import LevelDb
+from storage.store import Store
 
 SETTLE_TIMEOUT_S = 30.0
 # Transactions asked about at a time, of each node.
@@ -88,11 +90,35 @@ async def settled(network: Devnet) -> list[NetworkStatus]:
                 return views
 
 
+def check_receipt(receipt: bytes, answered: Committed, genesis: Genesis) -> None:
+    """Rejection unless the receipt proves that the transaction happened where it was answered."""
+    proven = verify_receipt(receipt, genesis)
+    if (proven.id, proven.height, proven.index, proven.code) != (answered.id, answered.height, answered.index, OK):
+        raise Rejection("other_receipt", f"answered at {answered.height}, proven {proven}")
+
+
 async def missing(network: Devnet, committed: Iterable[Committed]) -> list[str]:
-    """Node, transaction and why, for each that a node does not hold where it was answered, with its receipt."""
+    """What any running node does not prove by a receipt as it was answered: the node, the transaction and why."""
     known = list(committed)
     found = await asyncio.gather(*(_missing_at(network, node, known) for node in network.nodes))
     return [line for lines in found for line in lines]
+
+
+def missing_in_stores(network: Devnet, committed: Iterable[Committed]) -> list[str]:
+    """As `missing`, of a network that has stopped, from the store of each node."""
+    known = list(committed)
+    lines: list[str] = []
+    for node in network.nodes:
+        store = Store(LevelDb(network.folder(node) / "data" / "ledger", create=False), network.genesis)
+        try:
+            for each in known:
+                try:
+                    check_receipt(store.receipt(each.id), each, network.genesis)
+                except Rejection as error:
+                    lines.append(f"{node.id}: {each.id.hex()}: {error}")
+        finally:
+            store.close()
+    return lines
 
 
 async def _missing_at(network: Devnet, node: DevnetNode, committed: list[Committed]) -> list[str]:
@@ -103,14 +129,9 @@ async def _missing_at(network: Devnet, node: DevnetNode, committed: list[Committ
         async def ask() -> None:
             for each in pending:
                 try:
-                    # The client has verified it, and that it is of this transaction.
-                    receipt = decode_as(Receipt, await client.receipt(each.id), RECEIPT_BYTES_MAX)
+                    check_receipt(await client.receipt(each.id), each, network.genesis)
                 except Rejection as error:
                     lines.append(f"{node.id}: {each.id.hex()}: {error}")
-                    continue
-                proven = (receipt.leaf.height, receipt.index, receipt.result.code)
-                if proven != (each.height, each.index, OK):
-                    lines.append(f"{node.id}: {each.id.hex()}: answered at {each.height}, proven {proven}")
 
         await asyncio.gather(*(ask() for _ in range(ASKED_AT_ONCE)))
     return lines
