@@ -188,10 +188,8 @@ def verify_proof(state_root: bytes, key: str, value: bytes | None, proof: StateP
     bits = int.from_bytes(place, "big")
     for level in range(depth - 1, -1, -1):
         sibling = proof.siblings[level]
-        if bits >> (DEPTH_MAX - 1 - level) & 1:
-            digest = _inner_hash(sibling + digest)
-        else:
-            digest = _inner_hash(digest + sibling)
+        is_right = bits >> (DEPTH_MAX - 1 - level) & 1
+        digest = _inner_hash(sibling + digest if is_right else digest + sibling)
     return digest == state_root
 
 

@@ -33,7 +33,9 @@ class Admitted(NamedTuple):
 
 
 class Admission:
-    """`read` answers from the newest executed state; `executed` whether an id is in a block already."""
+    """`read` answers from the newest executed state; `executed` whether an id is settled by an executed block, `logged`
+    whether a block of the log above it holds it.
+    """
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class Admission:
         *,
         read: Read,
         executed: Callable[[bytes], bool],
+        logged: Callable[[bytes], bool],
         now_ms: Callable[[], int],
         block_time_ms: Callable[[], int],
     ) -> None:
@@ -51,6 +54,7 @@ class Admission:
         self._metrics = metrics
         self._read = read
         self._executed = executed
+        self._logged = logged
         self._now_ms = now_ms
         self._block_time_ms = block_time_ms
 
@@ -81,6 +85,9 @@ class Admission:
         try:
             transaction = decode_transaction(data)
             if transaction.id in self._pool or self._executed(transaction.id):
+                return Admitted(transaction, new=False)
+            if source == "peer" and self._logged(transaction.id):
+                # Its block was here first and was judged whole.
                 return Admitted(transaction, new=False)
             account = admit(transaction, read, time_ms)
             check_signature(transaction, self._chain)

@@ -2,7 +2,7 @@
 
 The core's leader sends blocks only to those close behind; who is further behind asks, one peer after the other,
 for ranges that end at a certificate, checks them as it would check a leader's, and hands them to the core. One
-range is under way at a time: its blocks are at most RANGE_BYTES_MAX or one block, its bodies at most BODIES_BYTES_MAX.
+range is under way at a time: its blocks are at most RANGE_BYTES_MAX or one block, its bodies BODIES_BYTES_MAX.
 """
 
 import asyncio

@@ -12,6 +12,7 @@ import asyncio
 import gc
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -52,6 +53,8 @@ from storage.store import Store
 _log = structlog.get_logger("node.daemon")
 
 T = TypeVar("T")
+
+FILES_MAX = 8192
 
 # In data_dir.
 STORE_FOLDER = "ledger"
@@ -260,16 +263,20 @@ def _stop_signals(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+            # All is closed: a signal repeated now must not turn exit 0 into a death.
+            signal.signal(number, signal.SIG_IGN)
 
 
 def main(config_path: Path, run: Callable[[Any], None] = uvloop.run) -> int:
     """Run the daemon; the exit code."""
     try:
         config = load_config(config_path)
+        check_log_file(config)
         identified = identify(config)
     except (ConfigError, Rejection) as error:
         print(f"carequorum node: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
+    raise_file_limit()
     gc.freeze()
     gc.set_threshold(NEW_OBJECTS_MAX)
     with logs(config.logging):
@@ -286,6 +293,24 @@ def main(config_path: Path, run: Callable[[Any], None] = uvloop.run) -> int:
             return code
         _log.info("stopped")
     return 0
+
+
+def check_log_file(config: Config) -> None:
+    """Raises ConfigError where the log cannot be written."""
+    path = config.logging.file
+    try:
+        if path is not None:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise ConfigError("logging.file", str(path), f"a file that can be written ({error.strerror})") from None
+
+
+def raise_file_limit() -> None:
+    """Let this process open FILES_MAX files, or as many as it may: connections and LevelDB share them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(FILES_MAX, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def exit_of(error: BaseException) -> tuple[int, BaseException]:

@@ -2,6 +2,7 @@
 
 Bounds, and what happens at each:
 
+- connections: CONNECTIONS_MAX; more are closed at once;
 - one request's body: `request_bytes_max`, else 413;
 - bodies being received or checked at once: UPLOADS_MAX times that, else 503 "busy";
 - requests that wait for a commit at once: WAITS_MAX, else 503 "busy";
@@ -66,6 +67,8 @@ BODY_S = 30.0
 DRAIN_S = 5.0
 KEEPALIVE_S = 75.0
 UPLOADS_MAX = 8
+# Each holds a file descriptor, of which LevelDB needs some too.
+CONNECTIONS_MAX = 512
 WAITS_MAX = 1_024
 BLOCKS_BYTES_MAX = 1024 * 1024
 STATE_VALUE_BYTES_MAX = 64 * 1024
@@ -123,7 +126,21 @@ async def provider_port(backend: Backend, settings: ProviderSection) -> AsyncIte
 class _Connection(web.RequestHandler):
     """One connection. What is not HTTP gets an answer that, unlike the library's, quotes nothing of it."""
 
-    __slots__ = ()
+    __slots__ = ("_refused",)
+
+    _refused: bool
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert self._manager is not None, "a new connection has its server"
+        self._refused = len(self._manager.connections) >= CONNECTIONS_MAX
+        if not self._refused:
+            super().connection_made(transport)
+        elif isinstance(transport, asyncio.Transport):
+            transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if not self._refused:
+            super().connection_lost(exc)
 
     def handle_error(
         self,

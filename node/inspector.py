@@ -7,11 +7,13 @@ answered with a reason and never appended.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from consensus.messages import Entry, Reason
 from ledger.block import Block, Header, decode_block, verify_header
 from ledger.errors import Rejection
 from ledger.genesis import Genesis
-from ledger.transaction import Transaction, check_signature
+from ledger.transaction import Transaction, check_signature, transaction_hash
 from node.evidence import Witness
 
 # What a block may weigh beyond its transactions: header, signature and the lengths between them.
@@ -83,6 +85,14 @@ class Inspector:
         if not certified and header.time > max(parent.time_ms + 1, self._now_ms() + self._clock_skew_ms):
             raise BlockRefusedError(Reason.BAD_TIME, f"block time {header.time} is too far ahead of our clock")
         return block
+
+    def knows(self, entry: Entry) -> bool:
+        """Whether every transaction of the block was checked before. What is no block holds none that was not."""
+        try:
+            transactions = stored_transactions(entry.data)
+        except msgspec.MsgspecError:
+            return True
+        return all(self._known(transaction_hash(data)) is not None for data in transactions)
 
     def clock_agrees(self, block_time_ms: int) -> bool:
         """Whether another node's certified block time and this clock are within the allowed skew."""

@@ -8,8 +8,10 @@ Bound: WAITING_MAX Appends a sender. Beyond it the newest is dropped; the leader
 has answered.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -37,6 +39,9 @@ from node.tail import Tail
 from storage.executed import Divergence
 
 WAITING_MAX = 64
+# How long a block waits for gossip to bring its transactions: they left before it, on another connection. What the
+# pool has verified by then is neither verified again nor asked for.
+GOSSIP_GRACE_S = 0.01
 
 FetchBodies = Callable[[str, Sequence[bytes]], Awaitable[Mapping[bytes, bytes]]]
 
@@ -103,6 +108,14 @@ class BlockChecks:
             parent = Parent.of(block.header)
             fresh.append(block)
         return fresh
+
+    def unknown(self, entries: Sequence[Entry]) -> bool:
+        """Whether blocks that the log does not hold have transactions that the pool does not."""
+        for entry in entries:
+            own = self._term_hash(entry.height)
+            if (own is None or own[1] != entry.hash) and not self._inspector.knows(entry):
+                return True
+        return False
 
     def missing(self, blocks: Sequence[Block], bodies: dict[bytes, bytes]) -> list[bytes]:
         """Commitments of `blocks` whose bodies are neither in `bodies` nor at hand; those at hand are added to it."""
@@ -205,6 +218,11 @@ class Intake:
         self._halt = halt
         self._count = count
         self._waiting: dict[str, deque[Append]] = {}
+        self._pool_grew = asyncio.Event()
+
+    def pool_grew(self) -> None:
+        """Transactions of peers came into the pool."""
+        self._pool_grew.set()
 
     def on_consensus(self, sender: str, message: Message) -> None:
         """A message from an authenticated peer. What does not verify is counted and dropped."""
@@ -278,20 +296,23 @@ class Intake:
         self._step(sender, self._heartbeat(append))
 
     def _take(self, sender: str, append: Append) -> None:
-        candidate = self._inspect(sender, append)
-        if candidate is None:
-            return
-        if candidate.missing:
+        waits = self._connects(append) and self._checks.unknown(append.entries)
+        candidate = None if waits else self._inspect(sender, append)
+        if waits or (candidate is not None and candidate.missing):
             self._waiting[sender] = deque()
             self._step(sender, self._heartbeat(append))
-            self._spawn(self._complete(sender, candidate))
-        else:
+            self._spawn(self._complete(sender, append))
+        elif candidate is not None:
             self._deliver(sender, candidate)
+
+    def _connects(self, append: Append) -> bool:
+        """Whether it is of no older term, and follows on this node's log."""
+        own = self._core.term_hash(append.prev_height)
+        return append.term >= self._core.term and own is not None and own[1] == append.prev_hash
 
     def _inspect(self, sender: str, append: Append) -> _Candidate | None:
         """None where the core, or a refusal, has already had the last word about this Append."""
-        own = self._core.term_hash(append.prev_height)
-        if append.term < self._core.term or own is None or own[1] != append.prev_hash:
+        if not self._connects(append):
             # Stale, or not connecting: the core answers that from the first lines of the message.
             self._step(sender, replace(append, entries=()))
             return None
@@ -311,22 +332,31 @@ class Intake:
         bodies: dict[bytes, bytes] = {}
         return _Candidate(append, blocks, self._checks.missing(blocks, bodies), bodies, refused)
 
-    async def _complete(self, sender: str, candidate: _Candidate) -> None:
-        """Fetch what is missing from the sender, deliver, then go on with what queued up behind."""
+    async def _complete(self, sender: str, append: Append) -> None:
+        """Wait for gossip, fetch what is still missing from the sender, deliver; then what queued up behind."""
         queue = self._waiting[sender]
-        current: _Candidate | None = candidate
         try:
             while True:
-                if current is not None:
-                    if not await fetch_all(self._fetch, sender, current.missing, current.bodies):
+                await self._gossip(append)
+                candidate = self._inspect(sender, append)
+                if candidate is not None:
+                    if not await fetch_all(self._fetch, sender, candidate.missing, candidate.bodies):
                         # The leader sends again what the core did not answer for.
                         return
-                    self._deliver(sender, current)
+                    self._deliver(sender, candidate)
                 if not queue:
                     return
-                current = self._inspect(sender, queue.popleft())
+                append = queue.popleft()
         finally:
             del self._waiting[sender]
+
+    async def _gossip(self, append: Append) -> None:
+        """Until the pool holds what the Append's blocks do, for at most GOSSIP_GRACE_S."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GOSSIP_GRACE_S):
+                while self._connects(append) and self._checks.unknown(append.entries):
+                    self._pool_grew.clear()
+                    await self._pool_grew.wait()
 
     def _deliver(self, sender: str, candidate: _Candidate) -> None:
         self._checks.hold(candidate.blocks, candidate.bodies)

@@ -68,7 +68,7 @@ class Metrics:
         )
         self.stages = Stages(self.stage_seconds)
 
-        self.commit_seconds = seconds("commit_seconds", "From admission here to execution here, of each block's oldest")
+        self.commit_seconds = seconds("commit_seconds", "Admission to execution here, of each block's oldest")
         self.persist_seconds = seconds("persist_seconds", "One synced write of the log")
         self.execute_seconds = seconds("execute_seconds", "Execution of one block")
         self.http_seconds = seconds("http_seconds", "Provider requests, waiting included")

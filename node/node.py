@@ -217,6 +217,7 @@ class Node:
             self.metrics,
             read=store.get,
             executed=lambda tx_id: store.tx_status(tx_id) is not None,
+            logged=lambda tx_id: tx_id in self.tail,
             now_ms=self._now_ms,
             block_time_ms=self._block_time_ms,
         )

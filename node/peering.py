@@ -53,6 +53,7 @@ class Peering:
         """Each is judged alone: a peer's clock or state may differ a little, so refusals are only counted."""
         taken = self._admission.take(transactions, "peer")
         if any(not isinstance(one, Rejection) and one.new for one in taken):
+            self._intake.pool_grew()
             self._admitted()
 
     def wanted(self, sender: str, transaction_ids: Sequence[bytes]) -> Sequence[bytes]:

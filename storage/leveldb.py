@@ -33,8 +33,9 @@ class LevelDb:
         self._sync = sync
         self._broken: str | None = None
         is_new = not path.exists()
-        if not create and not (path / "CURRENT").is_file():
-            raise StorageFailure(f"{path} cannot be opened: it holds no database")
+        if not (path / "CURRENT").is_file() and (not create or _has_files(path)):
+            # LevelDB would found a new database here, and delete the tables of the old one.
+            raise StorageFailure(f"{path} cannot be opened: it holds no database, or one without its file CURRENT")
         try:
             if create:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -107,3 +108,7 @@ def _text(error: BaseException) -> str:
     """LevelDB's own words, which plyvel carries as bytes."""
     first = error.args[0] if error.args else str(error)
     return first.decode("utf-8", "replace") if isinstance(first, bytes) else str(error)
+
+
+def _has_files(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())

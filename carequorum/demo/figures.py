@@ -31,7 +31,7 @@ def figures(answers: Sequence[Answer]) -> Figures:
         tx_per_s=round(len(answers) / span_s, 1),
         commit_ms_p50=round(_quantile(latencies, 0.50), 1),
         commit_ms_p99=round(_quantile(latencies, 0.99), 1),
-        seconds_without_commit=round(max(gaps) / 1e9, 3),
+        seconds_without_commit=round(max(gaps, default=0) / 1e9, 3),
         in_flight_max=_overlap(answers),
     )
 

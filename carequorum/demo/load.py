@@ -37,6 +37,8 @@ def run_load(network: Devnet, folder: Folder, plan: Plan) -> Kill:
     Raises DemoError if a writer fails, or if nothing is committed any more.
     """
     writing = [node for node in network.nodes if plan.items_of(node.id)]
+    if not writing:
+        raise DemoError("the source holds no resource to write")
     each = math.ceil(IN_FLIGHT / len(writing))
     with ExitStack() as ending:
         writers = {

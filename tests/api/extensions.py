@@ -83,7 +83,7 @@ def _signature(request: requests.PreparedRequest, how: str) -> str:
         b"",
         time.time_ns() // 1_000_000 - (3_600_000 if how == "late" else 0),
     )
-    # The last byte of what is signed, which is the end of the signature; the last two characters may not matter.
+    # What comes last is the signature's end.
     return f"{signed[:-4]}AAAA" if how == "altered" else signed
 
 

@@ -96,9 +96,11 @@ async def _schemathesis(folder: Path, facts: Facts, arguments: list[str], limit_
         async with asyncio.timeout(limit_s):
             output, _ = await process.communicate()
     except TimeoutError:
-        process.kill()
-        await process.wait()
         return [f"schemathesis did not end within {limit_s:.0f} s"]
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     report = output.decode(errors="replace")
     (folder / "schemathesis.log").write_text(report)
     return [] if process.returncode == 0 else [report]
@@ -228,7 +230,7 @@ def main() -> int:
         "nodes": given.nodes,
         "requests": outcome.requests,
         "server_errors": sum(times for each, times in outcome.seen.items() if each.status >= 500),
-        "answers": len(outcome.seen),
+        "kinds_of_answer": len(outcome.seen),
         "findings": outcome.findings,
     }
     REPORT.write_text(json.dumps(figures, indent=2) + "\n")

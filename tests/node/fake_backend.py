@@ -57,6 +57,7 @@ class FakeBackend:
             self.metrics,
             read=self.chain.store.get,
             executed=lambda tx_id: self.chain.store.tx_status(tx_id) is not None,
+            logged=lambda tx_id: False,
             now_ms=self.now_ms,
             block_time_ms=lambda: NOW_MS,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from node import http_api
 from node.config import ProviderSection
 from node.endpoints import ENDPOINTS
 from node.http_api import provider_port
@@ -105,6 +106,26 @@ async def test_a_client_that_leaves_in_the_middle_is_no_fault_of_the_node(
         await port.get("/healthz")
     assert 'status="5' not in port.backend.metrics.render().decode()
     assert "request_failed" not in capsys.readouterr().out
+
+
+@pytest.mark.asyncio
+async def test_connections_beyond_the_bound_are_closed_at_once_and_the_others_served(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_api, "CONNECTIONS_MAX", 3)
+    await port.get("/healthz")
+    host, _, number = port.url.removeprefix("http://").partition(":")
+    idle = [await asyncio.open_connection(host, int(number)) for _ in range(4)]
+    ended = [asyncio.create_task(reader.read()) for reader, _ in idle]
+    done, waiting = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+    while len(done) < 2:
+        more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        done |= more
+    await port.get("/healthz")
+    assert len(waiting) == 2
+    for _, writer in idle:
+        writer.close()
+    await asyncio.wait(ended)
 
 
 @pytest.mark.asyncio

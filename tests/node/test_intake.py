@@ -71,6 +71,7 @@ class Checks:
     held: list[int] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
     log_top: Callable[[], int] = lambda: 0
+    gossip_late: bool = False
 
     def inspect(self, entries: Sequence[Entry], *, certified: bool) -> list[Block]:
         fresh = [cast(Block, one.height) for one in entries]
@@ -78,6 +79,9 @@ class Checks:
         if self.bad in heights:
             raise RefusedAtError(self.bad, Reason.BAD_ROOTS, "bad", fresh[: heights.index(self.bad)])
         return fresh
+
+    def unknown(self, entries: Sequence[Entry]) -> bool:
+        return self.gossip_late
 
     def missing(self, blocks: Sequence[int], bodies: dict[bytes, bytes]) -> list[bytes]:
         return [name for height in blocks for name in self.absent.get(height, []) if name not in bodies]

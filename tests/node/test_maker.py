@@ -1,4 +1,4 @@
-"""What a proposer writes into its headers: executed height and time never fall, whatever this node lost or believes."""
+"""What a proposer writes into its headers: executed height and time never fall, whatever this node lost."""
 
 import pytest
 

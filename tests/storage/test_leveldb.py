@@ -131,3 +131,16 @@ def test_a_flipped_bit_in_a_table_is_an_error_and_not_a_missing_value(tmp_path: 
     with pytest.raises(StorageFailure, match="checksum"):
         list(kv.range(b"0", b"9"))
     kv.close()
+
+
+def test_a_database_without_its_current_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    """LevelDB would take the folder for a new one, and delete the tables that it does not know."""
+    folder = tmp_path / "db"
+    kv = LevelDb(folder)
+    kv.write([(b"a", b"1")], sync=True)
+    kv.close()
+    (folder / "CURRENT").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(StorageFailure, match="CURRENT"):
+        LevelDb(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
