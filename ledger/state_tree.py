@@ -109,16 +109,14 @@ def decode_page(data: bytes) -> Page:
     expected = _HEADER.size + _LEAF_BYTES * leaf_mask.bit_count() + HASH_BYTES * child_mask.bit_count()
     if leaf_mask & child_mask or len(data) != expected:
         raise Rejection("bad_page", "masks and length of a state page disagree")
-    slots = _NO_PAGE.slots.copy()
+    slots: list[tuple[int, _Slot]] = []
     offset = _HEADER.size
-    used = leaf_mask | child_mask
-    while used:
-        bit = used & -used
-        end = offset + (_LEAF_BYTES if leaf_mask & bit else HASH_BYTES)
-        slots[bit.bit_length() - 1] = data[offset:end]
-        offset = end
-        used ^= bit
-    return _page(_NO_PAGE, slots, [number for number, slot in enumerate(slots) if slot])
+    for number in range(_SLOTS):
+        if (leaf_mask | child_mask) >> number & 1:
+            end = offset + (_LEAF_BYTES if leaf_mask >> number & 1 else HASH_BYTES)
+            slots.append((number, data[offset:end]))
+            offset = end
+    return _page(_NO_PAGE, slots)
 
 
 def root(read_page: ReadPage) -> bytes:
@@ -203,32 +201,29 @@ def _changed(
     """The page at `path` after ascending changes, all below it; what changes below it goes into `pages`."""
     depth = len(path)
     half, shift = depth >> 1, 0 if depth & 1 else 4
-    slots = page.slots.copy()
-    touched: list[int] = []
+    touched: list[tuple[int, _Slot]] = []
     start, end = 0, len(changes)
     while start < end:
-        number = changes[start][0][half] >> shift & 15
+        place, after = changes[start]
+        number = place[half] >> shift & 15
         stop = start + 1
         while stop < end and changes[stop][0][half] >> shift & 15 == number:
             stop += 1
-        before = slots[number]
+        before = page.slots[number]
         if len(before) == HASH_BYTES:
             below = path + bytes((number,))
             child = _child(read_page, below, before)
-            after = _settled(read_page, below, child, changes[start:stop], pages)
+            after = _settled(below, child, _changed(read_page, below, child, changes[start:stop], pages), pages)
         elif before or stop - start > 1:
             leaves = _merge(before, changes[start:stop])
+            after = leaves[0][1] if leaves else b""
             if len(leaves) > 1:
-                after = _settled(read_page, path + bytes((number,)), _NO_PAGE, leaves, pages)
-            else:
-                after = leaves[0][1] if leaves else b""
-        else:
-            after = changes[start][1]
+                below = path + bytes((number,))
+                after = _settled(below, _NO_PAGE, _changed(read_page, below, _NO_PAGE, leaves, pages), pages)
         if after != before:
-            slots[number] = after
-            touched.append(number)
+            touched.append((number, after))
         start = stop
-    return _page(page, slots, touched) if touched else page
+    return _page(page, touched) if touched else page
 
 
 def _child(read_page: ReadPage, path: bytes, digest: bytes) -> Page:
@@ -241,18 +236,15 @@ def _child(read_page: ReadPage, path: bytes, digest: bytes) -> Page:
     return child
 
 
-def _settled(
-    read_page: ReadPage, path: bytes, page: Page, changes: list[_Change], pages: dict[bytes, Page | None]
-) -> _Slot:
-    """Change a page below the first; answer with what its parent's slot becomes."""
-    changed = _changed(read_page, path, page, changes, pages)
-    if not changed.crowded >> 1 & 1:
+def _settled(path: bytes, before: Page, after: Page, pages: dict[bytes, Page | None]) -> _Slot:
+    """Note how a page below the first changed; answer with what its parent's slot becomes."""
+    if not after.crowded & 2:
         # One leaf is left, or none: it moves up, and the page goes.
         pages[path] = None
-        return b"".join(changed.slots)
-    if changed is not page:
-        pages[path] = changed
-    return changed.hash
+        return b"".join(after.slots)
+    if after is not before:
+        pages[path] = after
+    return after.hash
 
 
 def _merge(present: _Slot, changes: list[_Change]) -> list[_Change]:
@@ -265,11 +257,13 @@ def _merge(present: _Slot, changes: list[_Change]) -> list[_Change]:
     return leaves
 
 
-def _page(before: Page, slots: list[_Slot], touched: list[int]) -> Page:
-    """The page with these slots, of which those `touched`, ascending, differ from `before`."""
-    nodes, crowded, leaves = before.nodes.copy(), before.crowded, before.leaves
-    for number, following in zip(touched, [*touched[1:], -_SLOTS], strict=True):
-        node, slot = _SLOTS + number, slots[number]
+def _page(before: Page, touched: list[tuple[int, _Slot]]) -> Page:
+    """The page `before` with other slots where it is `touched`, ascending."""
+    slots, nodes, crowded, leaves = before.slots.copy(), before.nodes.copy(), before.crowded, before.leaves
+    ahead = len(touched)
+    for number, slot in touched:
+        slots[number] = slot
+        node = _SLOTS + number
         if len(slot) == HASH_BYTES:
             nodes[node] = slot
             crowded |= 1 << node
@@ -283,7 +277,8 @@ def _page(before: Page, slots: list[_Slot], touched: list[int]) -> Page:
             crowded &= ~(1 << node)
             leaves &= ~(1 << number)
         # Up to the page's own node, or to one that the next touched slot will pass too.
-        passed_later = _SLOTS + following
+        ahead -= 1
+        passed_later = _SLOTS + touched[-ahead][0] if ahead else 0
         while node > 1:
             node >>= 1
             passed_later >>= 1

@@ -372,8 +372,6 @@ class EventStreams:
             async with asyncio.timeout(LINGER_STOPPING_S if self._stopping else LINGER_S):
                 # From here on there is room only once nothing is left.
                 transport.set_write_buffer_limits(0)
-                if reader.unsent is not None:
-                    await reader.unsent
                 await writer.write(_cut_frame(reason, reader.after))
                 await response.write_eof()
                 await writer.drain()

@@ -29,7 +29,7 @@ CERTIFICATES_MAX = 1024
 # Executed blocks that wait for the disk. They are written together: what all of them change is written once.
 WRITES_MAX = 32
 WRITES_AT_ONCE = 16
-WRITE_BEHIND_S = 0.25
+WRITE_BEHIND_S = 0.5
 
 
 assert WRITES_MAX + WRITES_AT_ONCE < PENDING_COMMITS_MAX, "the store holds what the queue and the writer hold"

@@ -8,6 +8,7 @@ Bounds, and what happens at each:
 - requests that wait for a commit at once: WAITS_MAX, else 503 "busy";
 - the time a body may take to arrive: BODY_S, else 408;
 - the time an answer may wait: `wait_ms_max`, then it says how far the transaction came;
+- readers of events: node/events.py;
 - the blocks of one answer: BLOCKS_BYTES_MAX beyond the first block, then `next` says where to go on.
 
 There is no CORS: a web page of another origin cannot read answers, nor send a body of a type read here.
@@ -260,6 +261,8 @@ class ProviderApi:
 
     async def receipt(self, request: web.Request, query: TransactionQuery) -> web.Response:
         tx_id = bytes.fromhex(query.id)
+        if self._backend.status(tx_id).status == "pending":
+            raise Rejection("not_sealed", "the transaction waits for a block")
         receipt = self._backend.receipt(tx_id)
         return _json(receipt_view(tx_id, receipt)) if _wants(request, MSGPACK) == JSON else _msgpack(receipt)
 

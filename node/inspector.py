@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from consensus.messages import Entry, Reason
-from ledger.block import Block, Header, decode_block, verify_header
+from ledger.block import Block, Header, decode_block, stored_transactions, verify_header
 from ledger.errors import Rejection
 from ledger.genesis import Genesis
 from ledger.transaction import Transaction, check_signature, transaction_hash

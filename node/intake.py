@@ -41,7 +41,7 @@ from storage.executed import Divergence
 WAITING_MAX = 64
 # How long a block waits for gossip to bring its transactions: they left before it, on another connection. What the
 # pool has verified by then is neither verified again nor asked for.
-GOSSIP_GRACE_S = 0.01
+GOSSIP_GRACE_S = 0.03
 
 FetchBodies = Callable[[str, Sequence[bytes]], Awaitable[Mapping[bytes, bytes]]]
 

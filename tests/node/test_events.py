@@ -5,7 +5,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, get_args
 
 import aiohttp
@@ -373,19 +373,63 @@ async def test_readers_are_told_that_the_node_stops() -> None:
         assert time.monotonic() - left_s < 2.0
 
 
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("narrow")
+async def test_the_node_does_not_wait_for_readers_that_do_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_module, "UNSENT_S", 0.05)
+    backend = FakeBackend(GENESIS)
+    async with AsyncExitStack() as readers, aiohttp.ClientSession() as session:
+        async with provider_port(backend, ProviderSection(port=0)) as number:
+            port = Port(f"http://127.0.0.1:{number}", session, backend)
+            await grow(port, 5, 200)
+            # One that has been cut already and has time to take it, and one that has not.
+            await readers.enter_async_context(stalled(port))
+            await until(lambda: metric(port, 'event_readers_cut_total{reason="too_slow"}') == 1)
+            monkeypatch.setattr(events_module, "UNSENT_S", 60.0)
+            await readers.enter_async_context(stalled(port))
+            await until(lambda: metric(port, "event_readers") == 1)
+            left_s = time.monotonic()
+        assert time.monotonic() - left_s < 3.0
+
+
 # What a reader costs.
 
 
-@pytest.mark.asyncio
-async def test_readers_share_what_is_read(recorded: Port, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[int] = []
+@pytest.fixture
+def opened(recorded: Port, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The height of each block that is read, as often as it is."""
+    heights: list[int] = []
     executed_block = recorded.backend.executed_block
 
     def count(height: int) -> Any:
-        opened.append(height)
+        heights.append(height)
         return executed_block(height)
 
     monkeypatch.setattr(recorded.backend, "executed_block", count)
+    return heights
+
+
+@pytest.mark.asyncio
+async def test_few_blocks_are_kept_and_none_without_readers(
+    recorded: Port, opened: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_module, "HEARTBEAT_S", 0.01)
+    assert await ids(recorded, 4) == RECORDED
+    await until(lambda: metric(recorded, "event_readers") == 0)
+    assert await ids(recorded, 1, "?from=7") == RECORDED[3:]
+    assert opened.count(7) == 2
+    source = EventSource(recorded.backend)
+    opened.clear()
+    for _ in range(2):
+        after, more = end_of(0), True
+        while more:
+            found = await source.read(after, Filter())
+            after, more = found.after, found.more
+    assert opened == [*range(1, 9), *range(1, 9)]
+
+
+@pytest.mark.asyncio
+async def test_readers_share_what_is_read(recorded: Port, opened: list[int]) -> None:
     streams = [recorded.session.get(f"{recorded.url}/v1/events") for _ in range(8)]
     answers = [await each for each in streams]
     try:
@@ -399,6 +443,28 @@ async def test_readers_share_what_is_read(recorded: Port, monkeypatch: pytest.Mo
         for answer in answers:
             answer.close()
     assert opened == [9]
+
+
+@pytest.mark.asyncio
+async def test_blocks_that_follow_upon_each_other_come_in_one_chunk(
+    recorded: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_module, "GATHER_S", 0.5)
+    chunks: list[int] = []
+    async with asyncio.timeout(10.0), recorded.session.get(f"{recorded.url}/v1/events?from=7") as answer:
+        chunk = b""
+        async for data, ends in answer.content.iter_chunks():
+            chunk += data
+            if not ends:
+                continue
+            happened = chunk.count(b"event: action")
+            chunk = b""
+            if happened:
+                chunks.append(happened)
+                await grow(recorded, 5, 1)
+            if len(chunks) == 2:
+                break
+    assert chunks == [1, 5]
 
 
 @pytest.mark.asyncio

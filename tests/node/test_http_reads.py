@@ -51,6 +51,8 @@ async def test_a_receipt_before_its_time_is_refused(port: Port) -> None:
     assert await port.get(f"/v1/transactions/{unknown}") == {"id": unknown, "status": "unknown"}
     assert await port.problem("GET", "/v1/state/identity/account/ab?proof=1") == "not_sealed"
     transaction = doctor()
+    await port.send(transaction)
+    assert await port.problem("GET", f"/v1/transactions/{transaction.id.hex()}/receipt") == "not_sealed"
     port.backend.append(port.backend.chain.seal(transaction), {})
     assert await port.problem("GET", f"/v1/transactions/{transaction.id.hex()}/receipt") == "not_sealed"
 

@@ -64,12 +64,12 @@ def last_line(log: Path) -> dict[str, Any]:
 
 
 async def flipped_bytes(network: Devnet, node: DevnetNode, others: Others) -> None:
-    """One file of each kind: a random byte; of a log or a table also which records it is of."""
+    """One file of each kind: a byte in its middle, which in a log or a table is a record's, that is named too."""
     choose = random.Random(SEED)
     store = network.folder(node) / "data" / "ledger"
     for pattern in ("CURRENT", "MANIFEST-*", "*.ldb", "*.log"):
         file = max(store.glob(pattern), key=lambda each: each.stat().st_size)
-        offset, mask = choose.randrange(file.stat().st_size), choose.randrange(1, 256)
+        offset, mask = file.stat().st_size // 2, choose.randrange(1, 256)
         flip(file, offset, mask)
         before = contents(store)
         await refused(network, node, others, file.name)
