@@ -89,9 +89,7 @@ def _options() -> argparse.Namespace:
 
 def _plan(options: argparse.Namespace) -> list[tuple[int, Sized]]:
     """Which load is told to which network; the one that matters to fewer is for three nodes only."""
-    return [
-        (nodes, sized) for nodes in options.nodes for sized in options.sized if nodes == 3 or sized == "body"
-    ]
+    return [(nodes, sized) for nodes in options.nodes for sized in options.sized if nodes == 3 or sized == "body"]
 
 
 def _measured(directory: Path, nodes: int, sized: Sized, options: argparse.Namespace) -> Series:
@@ -132,9 +130,7 @@ def _measured(directory: Path, nodes: int, sized: Sized, options: argparse.Names
     )
 
 
-def _window(
-    network: Devnet, leader: DevnetNode, entry: DevnetNode, loads: "Sequence[_Load]", each: int
-) -> Window:
+def _window(network: Devnet, leader: DevnetNode, entry: DevnetNode, loads: "Sequence[_Load]", each: int) -> Window:
     _settle(network)
     verification = [verification_us()]
     before = {node.id: _Spent(network, node) for node in network.nodes}

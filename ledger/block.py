@@ -96,9 +96,7 @@ def seal_block(header: Header, transactions: list[Transaction], key: SigningKey)
     return Block(header, digest, header_data, signature, tuple(transactions), data)
 
 
-def decode_block(
-    data: bytes, bytes_max: int, known: Callable[[bytes], Transaction | None] | None = None
-) -> Block:
+def decode_block(data: bytes, bytes_max: int, known: Callable[[bytes], Transaction | None] | None = None) -> Block:
     """Parse a block and check what needs no keys and no state: forms, count, tx_root.
 
     `known` may answer a transaction's hash with the one already decoded (and checked) under that hash, so

@@ -110,9 +110,7 @@ class _BlockState:
         return self.seen[key]
 
 
-def execute(
-    header_time_ms: int, height: int, transactions: Sequence[Transaction], view: StateView
-) -> Outcome:
+def execute(header_time_ms: int, height: int, transactions: Sequence[Transaction], view: StateView) -> Outcome:
     """Execute the block of this height and time over the state that `view` shows."""
     state = _BlockState(view)
     included: set[bytes] = set()

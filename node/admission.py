@@ -33,8 +33,8 @@ class Admitted(NamedTuple):
 
 
 class Admission:
-    """`read` answers from the newest executed state; `executed` whether an id is settled by an executed block, `logged`
-    whether a block of the log above it holds it.
+    """`read` answers from the newest executed state; `executed` whether an id is settled by an executed block,
+    `logged` whether a block of the log above it holds it.
     """
 
     def __init__(

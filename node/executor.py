@@ -1,7 +1,8 @@
 """Executes certified blocks in order, tells who waits, and writes what they leave.
 
 One block at a time, on the loop; what blocks leave is written behind, several at once. A certified header whose
-roots are not ours raises storage.executed.Divergence and ends the node: one of us broke determinism, and going on would hide it.
+roots are not ours raises storage.executed.Divergence and ends the node: one of us broke determinism, and going on
+would hide it.
 """
 
 import asyncio

@@ -170,8 +170,7 @@ def test_the_largest_genesis_still_fits() -> None:
     """64 nodes and 256 organisations of 16 admins each, every text at its longest."""
     node, organisation = GENESIS.nodes[0], GENESIS.organisations[0]
     nodes = [
-        Node(f"{'a' * 255}:65535", bytes(1024), f"{index:032d}", node.organisation, "voter")
-        for index in range(64)
+        Node(f"{'a' * 255}:65535", bytes(1024), f"{index:032d}", node.organisation, "voter") for index in range(64)
     ]
     organisations = [
         Organisation([bytes(32)] * 16, f"{index:032d}", organisation.kind, "n" * 128) for index in range(256)

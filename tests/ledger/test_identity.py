@@ -116,9 +116,9 @@ class TestRegister:
         many = [registration(f"admin-{index}", "admin") for index in range(identity.ADMINS_MAX - 1)]
         assert ledger.run(sign(many, by="north-admin")) == ["ok"]
         unchanged(ledger, "too_many_admins", sign([registration("one-more", "admin")], by="north-admin"))
-        assert ledger.run(
-            sign([revocation("admin-0", 1), registration("one-more", "admin")], by="north-admin")
-        ) == ["ok"]
+        assert ledger.run(sign([revocation("admin-0", 1), registration("one-more", "admin")], by="north-admin")) == [
+            "ok"
+        ]
         assert len(admins(ledger, "north")) == identity.ADMINS_MAX
         assert admins(ledger, "north") == sorted(set(admins(ledger, "north")))
 
