@@ -170,7 +170,7 @@ class _Reader:
     """One connection and its place in the chain: everything wanted up to `after` was sent.
 
     `check` raises Rejection when this reader may read no more. `stalled_at_s` is set while bytes wait to be taken;
-    `unsent` is the write that never ended, of a reader that was cut for it.
+    `unsent` is a write that has not ended well.
     """
 
     def __init__(
@@ -220,15 +220,14 @@ class _Reader:
     async def _advance(self, writer: AbstractStreamWriter) -> None:
         """Send the next slice, then wait until there is another."""
         found = await self._source.read(self.after, self._wanted)
+        # Before the place moves: who is cut here was not sent this slice.
+        self._require_welcome()
+        self.after = found.after
         if found.events:
-            self._require_allowed()
-            self.after = found.after
             await self._send(writer, found.data)
             self._backend.metrics.events_sent.inc(found.events)
-        else:
-            self.after = found.after
-            if time.monotonic() >= self._sent_at_s + HEARTBEAT_S:
-                await self._beat(writer)
+        elif time.monotonic() >= self._sent_at_s + HEARTBEAT_S:
+            await self._send(writer, _heartbeat(self.after))
         if not found.more:
             await self._news(writer)
 
@@ -239,27 +238,23 @@ class _Reader:
             # Small blocks that follow upon each other are worth one chunk, not one each.
             await self._happens(None, self._sent_at_s + GATHER_S)
             while not await self._happens(executed, self._sent_at_s + HEARTBEAT_S):
-                await self._beat(writer)
+                self._require_welcome()
+                await self._send(writer, _heartbeat(self.after))
             executed.result()
         finally:
             executed.cancel()
 
-    async def _beat(self, writer: AbstractStreamWriter) -> None:
-        self._require_allowed()
-        await self._send(writer, _heartbeat(self.after))
-
     async def _send(self, writer: AbstractStreamWriter, data: bytes) -> None:
         self.stalled_at_s = self._sent_at_s = time.monotonic()
         # Never cancelled: the library cannot wait for the same connection again after that.
-        sending = asyncio.create_task(_put(writer, data), name="events")
+        self.unsent = asyncio.create_task(_put(writer, data), name="events")
         try:
-            if not await self._happens(sending, self._sent_at_s + UNSENT_S):
+            if not await self._happens(self.unsent, self._sent_at_s + UNSENT_S):
                 raise _CutError("too_slow")
-            sending.result()
+            self.unsent.result()
         finally:
             self.stalled_at_s = None
-            if not sending.done():
-                self.unsent = sending
+        self.unsent = None
 
     async def _happens(self, what: asyncio.Future[None] | None, until_s: float) -> bool:
         """Whether it is done by then (monotonic, s). Raises _CutError as soon as this reader is dismissed."""
@@ -270,7 +265,9 @@ class _Reader:
             raise _CutError(self._dismissed.result())
         return what is not None and what.done()
 
-    def _require_allowed(self) -> None:
+    def _require_welcome(self) -> None:
+        if self._dismissed.done():
+            raise _CutError(self._dismissed.result())
         try:
             self._check()
         except Rejection:

@@ -10,7 +10,7 @@ A committed block goes through four steps, in this order, each block after the o
 
 Between `apply` and `written` the block's changes stand in an overlay in memory that every read looks at
 first. So the instant of `apply` is the only one at which answers change, whatever the writer thread is
-doing, and no read sees half a block. The batch needs no sync of its own: the block is durable already, and
+doing, and no read sees half a block. The answers do not wait for the batch: the block is durable already, and
 a node that lost the batch executes the block again. Of what several blocks change (the upper pages of the
 tree, above all) one batch for them writes only the last.
 
@@ -279,7 +279,9 @@ class Executed:
             (schema.page_key(path), None if page is None else page.encode()) for path, page in pages.items()
         )
         changes[schema.EXECUTED_KEY] = schema.seal(self._record(last.block, last.sealed))
-        self._kv.write(list(changes.items()), sync=False)
+        # Synced, though it could be derived again: LevelDB does not sync a full log when it begins the next, so what is
+        # not synced could be missing below something that is.
+        self._kv.write(list(changes.items()), sync=True)
         self._written_height, self._written_sealed = last.height, sealed
 
     def written(self, *commits: Commit) -> None:
