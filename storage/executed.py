@@ -279,8 +279,8 @@ class Executed:
             (schema.page_key(path), None if page is None else page.encode()) for path, page in pages.items()
         )
         changes[schema.EXECUTED_KEY] = schema.seal(self._record(last.block, last.sealed))
-        # Synced, though it could be derived again: LevelDB does not sync a full log when it begins the next, so what is
-        # not synced could be missing below something that is.
+        # Synced, though it could be derived again: LevelDB does not sync a full log when it begins the next, so what
+        # is not synced could be missing below something that is.
         self._kv.write(list(changes.items()), sync=True)
         self._written_height, self._written_sealed = last.height, sealed
 
