@@ -8,7 +8,7 @@ NODES  ?= 4
 SECONDS ?= 180
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test api-trial check format devnet-up devnet-down clean events-trial
+.PHONY: help setup demo test api-trial check format devnet-up devnet-down clean events-trial bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ api-trial: $(STAMP) ## schemathesis against a live node, every answer by its sch
 
 events-trial: $(STAMP) ## 20,000 events, each once, through a bad reader; commits no slower (EVENTS=n)
 	$(BIN)/python -m tests.processes.events_trial $(if $(EVENTS),--events $(EVENTS))
+
+bench: $(STAMP) ## transactions per second, latency, a follower's cost of a transaction; build/bench.json
+	$(BIN)/python -m bench
 
 check: $(STAMP) ## ruff, mypy strict, import rules, wheel contents
 	$(BIN)/ruff check .
