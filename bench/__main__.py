@@ -37,9 +37,9 @@ PROCESSES = 2
 WARM_UP = 0.1  # of a window, before the first one
 SETTLE_TIMEOUT_S = 30.0
 # What was executed goes to the disk behind the answers: it belongs to the window too.
-WRITE_BEHIND_S = 0.5
+WRITE_BEHIND_S = 0.7
 LOAD_TIMEOUT_S = 240.0
-_POLL_S = 0.02
+_POLL_S = 0.1
 
 
 class BenchError(Exception):
@@ -133,25 +133,27 @@ def _measured(directory: Path, nodes: int, sized: Sized, options: argparse.Names
 def _window(network: Devnet, leader: DevnetNode, entry: DevnetNode, loads: "Sequence[_Load]", each: int) -> Window:
     _settle(network)
     verification = [verification_us()]
-    before = {node.id: _Spent(network, node) for node in network.nodes}
+    # Asking costs a node time too: outside of what is measured.
+    counts = {node.id: metrics(node.provider_port) for node in network.nodes}
+    cpu_s = {node.id: _processor_s(network, node) for node in network.nodes}
     runs = _run(loads, each)
     _settle(network)
-    after = {node.id: _Spent(network, node) for node in network.nodes}
+    cpu_s = {node.id: _processor_s(network, node) - cpu_s[node.id] for node in network.nodes}
+    counts = {node.id: _growth(counts[node.id], metrics(node.provider_port)) for node in network.nodes}
     verification.append(verification_us())
     if _leader(network) != leader:
         raise BenchError("the leader changed during a window")
     count, unit_us = len(loads) * each, statistics.median(verification)
-    cpu_us = {node: (after[node].cpu_s - before[node].cpu_s) / count * 1e6 for node in after}
+    cpu_us = {node: spent_s / count * 1e6 for node, spent_s in cpu_s.items()}
     latencies_ms = sorted(latency for run in runs for latency in run.latencies_ms)
     seconds = (max(run.ended_ns for run in runs) - min(run.began_ns for run in runs)) / 1e9
-    blocks = "carequorum_blocks_committed_total"
     return Window(
         transactions=count,
         seconds=round(seconds, 2),
         tx_per_s=round(count / seconds, 1),
         commit_ms_p50=round(_quantile(latencies_ms, 0.50), 1),
         commit_ms_p99=round(_quantile(latencies_ms, 0.99), 1),
-        blocks=int(after[leader.id].metrics[blocks] - before[leader.id].metrics[blocks]),
+        blocks=int(counts[leader.id]["carequorum_blocks_committed_total"]),
         verification_us=round(unit_us, 2),
         leader_cpu_us=round(cpu_us[leader.id], 1),
         followers=[
@@ -159,7 +161,7 @@ def _window(network: Devnet, leader: DevnetNode, entry: DevnetNode, loads: "Sequ
                 node=node.id,
                 cpu_us=round(cpu_us[node.id], 1),
                 cpu_verifications=round(cpu_us[node.id] / unit_us, 2),
-                stages_us=_stages(before[node.id].metrics, after[node.id].metrics, count, cpu_us[node.id]),
+                stages_us=_stages(counts[node.id], count, cpu_us[node.id]),
             )
             for node in network.nodes
             if node not in (leader, entry)
@@ -167,15 +169,15 @@ def _window(network: Devnet, leader: DevnetNode, entry: DevnetNode, loads: "Sequ
     )
 
 
-class _Spent:
-    """What a daemon has spent and counted so far."""
+def _processor_s(network: Devnet, node: DevnetNode) -> float:
+    process = network.process(node)
+    if process is None:
+        raise BenchError(f"the daemon of {node.id} has ended")
+    return processor_s(process.pid)
 
-    def __init__(self, network: Devnet, node: DevnetNode) -> None:
-        process = network.process(node)
-        if process is None:
-            raise BenchError(f"the daemon of {node.id} has ended")
-        self.metrics = metrics(node.provider_port)
-        self.cpu_s = processor_s(process.pid)
+
+def _growth(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    return {name: value - before.get(name, 0.0) for name, value in after.items()}
 
 
 class _Load:
@@ -264,15 +266,15 @@ def _settle(network: Devnet) -> None:
     time.sleep(WRITE_BEHIND_S)
 
 
-def _stages(before: dict[str, float], after: dict[str, float], count: int, cpu_us: float) -> dict[str, float]:
+def _stages(spent: dict[str, float], count: int, cpu_us: float) -> dict[str, float]:
     """µs for each transaction by stage, and what no stage accounts for."""
     prefix = "carequorum_stage_seconds_sum"
-    spent = {
-        name.removeprefix(prefix).strip("{}"): round((value - before[name]) / count * 1e6, 1)
-        for name, value in after.items()
+    stages_us = {
+        name.removeprefix(prefix).strip("{}"): round(seconds / count * 1e6, 1)
+        for name, seconds in spent.items()
         if name.startswith(prefix)
     }
-    return spent | {"elsewhere": round(cpu_us - sum(spent.values()), 1)}
+    return stages_us | {"elsewhere": round(cpu_us - sum(stages_us.values()), 1)}
 
 
 def _quantile(ascending: Sequence[float], share: float) -> float:

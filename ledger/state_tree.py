@@ -22,6 +22,7 @@ also keeps the hashes of its four levels, so that a change costs the hashes on i
 Slot 0 is the lowest bit of a mask. Numbers are big-endian.
 """
 
+import hashlib
 import struct
 from collections.abc import Callable, Mapping
 from typing import Annotated, Final
@@ -37,12 +38,14 @@ DEPTH_MAX = 256
 PAGE_FORMAT = 1
 
 _SLOTS = 16
+_NIBBLE = [bytes((number,)) for number in range(_SLOTS)]
 _HEADER = struct.Struct(">BHH")
 _LEAF_BYTES = 2 * HASH_BYTES
 
 _key_hash = sha256_after(tag("state-key"))
 _leaf_hash = sha256_after(tag("state-leaf"))
 _inner_hash = sha256_after(tag("state-inner"))
+_begin_inner = hashlib.sha256(tag("state-inner")).copy
 
 # What stands in a slot, as a page's bytes hold it: nothing, a leaf (tree key and value hash), or a child's hash.
 _Slot = bytes
@@ -211,14 +214,14 @@ def _changed(
             stop += 1
         before = page.slots[number]
         if len(before) == HASH_BYTES:
-            below = path + bytes((number,))
+            below = path + _NIBBLE[number]
             child = _child(read_page, below, before)
             after = _settled(below, child, _changed(read_page, below, child, changes[start:stop], pages), pages)
         elif before or stop - start > 1:
             leaves = _merge(before, changes[start:stop])
             after = leaves[0][1] if leaves else b""
             if len(leaves) > 1:
-                below = path + bytes((number,))
+                below = path + _NIBBLE[number]
                 after = _settled(below, _NO_PAGE, _changed(read_page, below, _NO_PAGE, leaves, pages), pages)
         if after != before:
             touched.append((number, after))
@@ -293,7 +296,10 @@ def _page(before: Page, touched: list[tuple[int, _Slot]]) -> Page:
                 nodes[node] = left
                 crowded &= ~(1 << node)
             else:
-                nodes[node] = _inner_hash(left + right)
+                # `_inner_hash`, spelt out: most of all hashes are made in this place.
+                hasher = _begin_inner()
+                hasher.update(left + right)
+                nodes[node] = hasher.digest()
                 crowded |= 1 << node
     return Page(slots, nodes, crowded, leaves)
 

@@ -54,7 +54,7 @@ class Assembler:
     """The receiving end of one lane. Everything it refuses is the peer's mistake: Rejection."""
 
     def __init__(self, lane: Lane) -> None:
-        self._lane = lane
+        self.lane = lane
         self._streams = frozenset(STREAMS[lane])
         # Unfinished messages: 0 < len(piece) <= kind.bytes_max for each.
         self._unfinished: dict[int, tuple[Kind, bytearray]] = {}
@@ -70,8 +70,8 @@ class Assembler:
         if kind is None:
             raise Rejection("unknown_kind", f"number {frame[0]}")
         stream = frame[1] & ~MORE
-        if kind.lane is not self._lane or stream not in self._streams:
-            raise Rejection("bad_frame", f"{kind.name} on stream {stream} of lane {self._lane}")
+        if kind.lane is not self.lane or stream not in self._streams:
+            raise Rejection("bad_frame", f"{kind.name} on stream {stream} of lane {self.lane}")
         piece = memoryview(frame)[HEADER_BYTES:]
         return self._join(kind, stream, piece, more=bool(frame[1] & MORE))
 

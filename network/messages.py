@@ -37,7 +37,7 @@ COMMITMENTS_MAX = 4_096
 ANNOUNCE_IDS_MAX = 1_024
 # A transaction with all its bodies; what is larger cannot be gossiped, and must be refused where it enters.
 TRANSACTION_BYTES_MAX = 16 * MIB
-BATCH_BYTES_MAX = 32 * KIB
+BATCH_BYTES_MAX = 60 * KIB
 BATCH_TRANSACTIONS_MAX = 256
 # What the array and length prefixes of a message may add to the sizes above.
 FRAMING_BYTES_MAX = 64 * KIB
@@ -285,6 +285,8 @@ def decode(kind: Kind, data: bytes | bytearray | memoryview) -> Any:
     except msgspec.DecodeError as error:
         # The text of a msgspec error names a path and a type, never a value.
         raise Rejection("bad_message", f"{kind.name}: {error}") from None
+    except UnicodeDecodeError:
+        raise Rejection("bad_message", f"{kind.name}: text that is not UTF-8") from None
     return message
 
 

@@ -140,8 +140,8 @@ class Counters(Protocol):
 
     def frame_moved(self, direction: Direction, kind: str, size_bytes: int) -> None: ...
 
-    def message_decoded(self, seconds: float) -> None:
-        """A message came, and putting it together and decoding it took so much of a processor."""
+    def gossip_decoded(self, seconds: float) -> None:
+        """A message of that lane came; its last frame and the decoding took so much of a processor."""
         ...
 
 

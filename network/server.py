@@ -193,15 +193,17 @@ class PeerServer:
     async def _receive(self, peer_socket: web.WebSocketResponse, peer_id: NodeId, assembler: Assembler) -> None:
         moved = self._counters.frame_moved
         deliver = self._events.deliver
+        timed = assembler.lane is Lane.GOSSIP
         while (frame := await _frame(peer_socket)) is not None:
             if self._tap is not None:
                 self._tap("in", peer_id, frame)
-            begun_s = time.thread_time()
+            begun_s = time.thread_time() if timed else 0.0
             done = assembler.feed(frame)
             moved("in", KIND_BY_NUMBER[frame[0]].name, len(frame))
             if done is not None:
                 message = decode(*done)
-                self._counters.message_decoded(time.thread_time() - begun_s)
+                if timed:
+                    self._counters.gossip_decoded(time.thread_time() - begun_s)
                 deliver(peer_id, message)
             if frame[1] != Stream.URGENT:
                 # A full buffer never suspends this task: let the other connections have their turn.

@@ -60,7 +60,7 @@ class Admission:
 
     def take(self, items: Sequence[tuple[bytes, Sequence[bytes]]], source: Source) -> list[Admitted | Rejection]:
         """For each signed transaction and its bodies, in order: that it is held now, or why it is refused."""
-        with self._metrics.stages.timed("admit"):
+        with self._metrics.stage_seconds.timed("admit"):
             # A following clock may lag behind block time, and a leading one run ahead of it: the later of both
             # decides what has expired, as it will when the transaction is executed.
             time_ms = max(self._now_ms(), self._block_time_ms())

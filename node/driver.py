@@ -176,14 +176,14 @@ class Driver:
     def _persist(self, batch: Batch, bodies: Mapping[bytes, bytes]) -> None:
         begin = time.thread_time()
         self._store.persist(batch.truncate_from, batch.entries, bodies, batch.hard_state)
-        self._metrics.stages.spent("persist", time.thread_time() - begin)
+        self._metrics.stage_seconds.spent("persist", time.thread_time() - begin)
 
     def _do(self, action: Callable[[], object]) -> None:
         """Let the core act, then carry out what follows. An error of the core's ends the node."""
         if self._failed.done():
             return
         try:
-            with self._metrics.stages.timed("decide"):
+            with self._metrics.stage_seconds.timed("decide"):
                 try:
                     action()
                 except ProtocolViolation as violation:

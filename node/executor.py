@@ -7,7 +7,7 @@ would hide it.
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -23,6 +23,7 @@ from node.pool import Pool
 from node.tail import Tail
 from node.tracker import Tracker
 from storage.executed import PENDING_COMMITS_MAX, Commit
+from storage.port import StorageFailure
 from storage.store import Store
 
 # Certificates that wait for their block to execute; the oldest are dispensable, as the newest covers them.
@@ -61,7 +62,17 @@ class Executor:
         self._target = store.executed_height
         self._work = asyncio.Event()
         self._writes: asyncio.Queue[Commit] = asyncio.Queue(WRITES_MAX)
+        # Applied and not known to be on the disk, in order; the height up to which the writer thread has come.
+        self._unwritten: deque[Commit] = deque()
+        self._written_height = store.executed_height
         self._reached: list[tuple[int, asyncio.Future[None]]] = []
+
+    def flush(self) -> None:
+        """At the end, once the writer thread has ended: what still waits, for the next start to find executed."""
+        waiting = [commit for commit in self._unwritten if commit.height > self._written_height]
+        if waiting:
+            with suppress(StorageFailure):
+                self._write(waiting)
 
     def certified(self, certificate: Certificate) -> None:
         """The log up to this certificate's block is final and on this node's disk."""
@@ -96,11 +107,12 @@ class Executor:
         begin = time.perf_counter()
         block = self._block_at(height)
         certificate = self._certificates.pop(height, None)
-        with self._metrics.stages.timed("execute"):
+        with self._metrics.stage_seconds.timed("execute"):
             commit = self._store.derive(block, None if certificate is None else signed(certificate))
             self._store.apply(commit)
+        self._unwritten.append(commit)
         self._metrics.execute_seconds.observe(time.perf_counter() - begin)
-        with self._metrics.stages.timed("settle"):
+        with self._metrics.stage_seconds.timed("settle"):
             self._count(block, commit)
             self._finish(block)
         # Waits only when the disk is WRITES_MAX blocks behind.
@@ -118,11 +130,14 @@ class Executor:
                         commits.append(await self._writes.get())
             await self._in_writer(partial(self._write, commits))
             self._store.written(*commits)
+            for _ in commits:
+                self._unwritten.popleft()
 
     def _write(self, commits: list[Commit]) -> None:
         begin = time.thread_time()
         self._store.write(*commits)
-        self._metrics.stages.spent("write", time.thread_time() - begin)
+        self._written_height = commits[-1].height
+        self._metrics.stage_seconds.spent("write", time.thread_time() - begin)
 
     def _block_at(self, height: int) -> Block:
         found = self._store.term_hash(height)

@@ -4,10 +4,8 @@ The core judges terms, links and quorums; this judges what a block says as a led
 answered with a reason and never appended.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-
-import msgspec
 
 from consensus.messages import Entry, Reason
 from ledger.block import Block, Header, decode_block, stored_transactions, verify_header
@@ -86,13 +84,17 @@ class Inspector:
             raise BlockRefusedError(Reason.BAD_TIME, f"block time {header.time} is too far ahead of our clock")
         return block
 
-    def knows(self, entry: Entry) -> bool:
-        """Whether every transaction of the block was checked before. What is no block holds none that was not."""
+    def unknown(self, entry: Entry) -> list[bytes]:
+        """The hashes of those transactions of the block that were not checked before; of what is no block, none."""
         try:
-            transactions = stored_transactions(entry.data)
-        except msgspec.MsgspecError:
-            return True
-        return all(self._known(transaction_hash(data)) is not None for data in transactions)
+            hashes = map(transaction_hash, stored_transactions(entry.data))
+        except ValueError:
+            # msgspec's own errors, and text that is not UTF-8: inspection says so.
+            return []
+        return self.still_unknown(hashes)
+
+    def still_unknown(self, hashes: Iterable[bytes]) -> list[bytes]:
+        return [transaction for transaction in hashes if self._known(transaction) is None]
 
     def clock_agrees(self, block_time_ms: int) -> bool:
         """Whether another node's certified block time and this clock are within the allowed skew."""

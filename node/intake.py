@@ -35,6 +35,7 @@ from node.certificates import signed
 from node.evidence import Witness
 from node.inspector import BlockRefusedError, Inspector, Parent
 from node.lineage import Lineage
+from node.stages import Stages
 from node.tail import Tail
 from storage.executed import Divergence
 
@@ -109,13 +110,17 @@ class BlockChecks:
             fresh.append(block)
         return fresh
 
-    def unknown(self, entries: Sequence[Entry]) -> bool:
-        """Whether blocks that the log does not hold have transactions that the pool does not."""
+    def unknown(self, entries: Sequence[Entry]) -> list[bytes]:
+        """The hashes of transactions that the pool does not hold, of blocks that the log does not hold."""
+        found: list[bytes] = []
         for entry in entries:
             own = self._term_hash(entry.height)
-            if (own is None or own[1] != entry.hash) and not self._inspector.knows(entry):
-                return True
-        return False
+            if own is None or own[1] != entry.hash:
+                found += self._inspector.unknown(entry)
+        return found
+
+    def still_unknown(self, hashes: Sequence[bytes]) -> list[bytes]:
+        return self._inspector.still_unknown(hashes)
 
     def missing(self, blocks: Sequence[Block], bodies: dict[bytes, bytes]) -> list[bytes]:
         """Commitments of `blocks` whose bodies are neither in `bodies` nor at hand; those at hand are added to it."""
@@ -136,14 +141,14 @@ class BlockChecks:
         """Whole blocks, about to be stepped: keep them for the disk and for execution."""
         for block in blocks:
             self._lineage.learn(block)
-            self._tail.hold(
-                block,
-                {
+            own = bodies
+            if len(blocks) > 1:
+                own = {
                     reference.commitment: bodies[reference.commitment]
                     for transaction in block.transactions
                     for reference in transaction.envelope.bodies
-                },
-            )
+                }
+            self._tail.hold(block, own)
 
     def drop_unlogged(self, blocks: Sequence[Block]) -> None:
         """After a step: forget those that the core did not take."""
@@ -194,6 +199,7 @@ class Intake:
         witness: Witness,
         genesis: Genesis,
         node_id: str,
+        stages: Stages,
         *,
         step: Callable[[str, Message], None],
         refuse: Callable[[str, Append, int, Reason], None],
@@ -210,6 +216,7 @@ class Intake:
         self._keys = genesis.node_keys()
         self._voter_keys = {voter: self._keys[voter] for voter in genesis.configuration().voters}
         self._node_id = node_id
+        self._stages = stages
         self._step = step
         self._refuse = refuse
         self._fetch = fetch
@@ -226,6 +233,10 @@ class Intake:
 
     def on_consensus(self, sender: str, message: Message) -> None:
         """A message from an authenticated peer. What does not verify is counted and dropped."""
+        with self._stages.timed("inspect"):
+            self._take_message(sender, message)
+
+    def _take_message(self, sender: str, message: Message) -> None:
         match message:
             case Append():
                 checked = self._with_checked_certificate(message)
@@ -296,14 +307,19 @@ class Intake:
         self._step(sender, self._heartbeat(append))
 
     def _take(self, sender: str, append: Append) -> None:
-        waits = self._connects(append) and self._checks.unknown(append.entries)
-        candidate = None if waits else self._inspect(sender, append)
-        if waits or (candidate is not None and candidate.missing):
+        unknown = self._unknown(append)
+        candidate = None if unknown else self._inspect(sender, append)
+        if unknown or (candidate is not None and candidate.missing):
             self._waiting[sender] = deque()
-            self._step(sender, self._heartbeat(append))
-            self._spawn(self._complete(sender, append))
+            if not unknown:
+                self._step(sender, self._heartbeat(append))
+            self._spawn(self._complete(sender, append, unknown))
         elif candidate is not None:
             self._deliver(sender, candidate)
+
+    def _unknown(self, append: Append) -> list[bytes]:
+        """The hashes of transactions that gossip has not brought, if this Append is one to act upon."""
+        return self._checks.unknown(append.entries) if self._connects(append) else []
 
     def _connects(self, append: Append) -> bool:
         """Whether it is of no older term, and follows on this node's log."""
@@ -332,14 +348,20 @@ class Intake:
         bodies: dict[bytes, bytes] = {}
         return _Candidate(append, blocks, self._checks.missing(blocks, bodies), bodies, refused)
 
-    async def _complete(self, sender: str, append: Append) -> None:
+    async def _complete(self, sender: str, append: Append, unknown: list[bytes]) -> None:
         """Wait for gossip, fetch what is still missing from the sender, deliver; then what queued up behind."""
         queue = self._waiting[sender]
+        # Before anything is fetched the core hears the leader's heartbeat.
+        told = not unknown
         try:
             while True:
-                await self._gossip(append)
-                candidate = self._inspect(sender, append)
+                await self._gossip(unknown)
+                with self._stages.timed("inspect"):
+                    candidate = self._inspect(sender, append)
                 if candidate is not None:
+                    if candidate.missing and not told:
+                        told = True
+                        self._step(sender, self._heartbeat(append))
                     if not await fetch_all(self._fetch, sender, candidate.missing, candidate.bodies):
                         # The leader sends again what the core did not answer for.
                         return
@@ -347,16 +369,18 @@ class Intake:
                 if not queue:
                     return
                 append = queue.popleft()
+                unknown = self._unknown(append)
         finally:
             del self._waiting[sender]
 
-    async def _gossip(self, append: Append) -> None:
-        """Until the pool holds what the Append's blocks do, for at most GOSSIP_GRACE_S."""
+    async def _gossip(self, unknown: list[bytes]) -> None:
+        """Until the pool holds these transactions, for at most GOSSIP_GRACE_S."""
         with suppress(TimeoutError):
             async with asyncio.timeout(GOSSIP_GRACE_S):
-                while self._connects(append) and self._checks.unknown(append.entries):
+                while unknown:
                     self._pool_grew.clear()
                     await self._pool_grew.wait()
+                    unknown = self._checks.still_unknown(unknown)
 
     def _deliver(self, sender: str, candidate: _Candidate) -> None:
         self._checks.hold(candidate.blocks, candidate.bodies)

@@ -59,14 +59,12 @@ class Metrics:
         self.event_readers_cut = counter("event_readers_cut", "Readers of events cut off by this node", "reason")
         self.events_sent = counter("events_sent", "Events sent, to all readers together")
 
-        self.stage_seconds = Histogram(
+        self.stage_seconds = Stages(
             "carequorum_stage_seconds",
             "Processor time of one pass through a stage, without the stages inside it",
-            ["stage"],
-            registry=registry,
-            buckets=STAGE_BUCKETS,
+            STAGE_BUCKETS,
         )
-        self.stages = Stages(self.stage_seconds)
+        registry.register(self.stage_seconds)
 
         self.commit_seconds = seconds("commit_seconds", "Admission to execution here, of each block's oldest")
         self.persist_seconds = seconds("persist_seconds", "One synced write of the log")

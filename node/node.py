@@ -125,6 +125,7 @@ class Node:
         finally:
             self.proposer.close()
             self._writer.shutdown(wait=True)
+            self.executor.flush()
 
     def stop_serving(self) -> None:
         """From now on `ready` says that this node is stopping, and nobody is kept waiting."""
@@ -203,6 +204,7 @@ class Node:
             self._witness,
             genesis,
             self._node_id,
+            self.metrics.stage_seconds,
             step=self.driver.step,
             refuse=self.driver.refuse,
             fetch=self._fetch_bodies,
@@ -226,7 +228,6 @@ class Node:
             admission,
             self.pool,
             store,
-            self.metrics.stages,
             now_ms=self._now_ms,
             admitted=self._admitted,
             connected=lambda peer: _log.info("peer connected", peer=peer),

@@ -13,7 +13,6 @@ from node.admission import Admission
 from node.intake import Intake
 from node.metrics import Metrics
 from node.pool import Pool
-from node.stages import Stages
 from storage.store import Store
 
 _log = structlog.get_logger(__name__)
@@ -28,7 +27,6 @@ class Peering:
         admission: Admission,
         pool: Pool,
         store: Store,
-        stages: Stages,
         *,
         now_ms: Callable[[], int],
         admitted: Callable[[], None],
@@ -39,15 +37,13 @@ class Peering:
         self._admission = admission
         self._pool = pool
         self._store = store
-        self._stages = stages
         self._now_ms = now_ms
         self._admitted = admitted
         self._connected = connected
         self._removed = removed
 
     def on_consensus(self, sender: str, message: Message) -> None:
-        with self._stages.timed("inspect"):
-            self._intake.on_consensus(sender, message)
+        self._intake.on_consensus(sender, message)
 
     def on_transactions(self, sender: str, transactions: Sequence[SharedTransaction]) -> None:
         """Each is judged alone: a peer's clock or state may differ a little, so refusals are only counted."""
@@ -140,5 +136,5 @@ class NetworkCounters:
         frames.inc()
         frame_bytes.inc(size_bytes)
 
-    def message_decoded(self, seconds: float) -> None:
-        self._metrics.stages.spent("receive", seconds)
+    def gossip_decoded(self, seconds: float) -> None:
+        self._metrics.stage_seconds.spent("receive", seconds)

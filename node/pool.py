@@ -73,10 +73,13 @@ class Pool:
     """Arrival order is block order; lookups by id, by transaction hash and by body commitment."""
 
     def __init__(self, limits: PoolLimits) -> None:
-        self._from_clients = _bound(limits, 1.0 - PEER_RESERVE, "the pool's")
-        self._from_peers = _bound(limits, 1.0, "the pool's")
-        self._of_organisation = _bound(limits, limits.organisation_share, "the organisation's")
-        self._of_member = _bound(limits, limits.member_share, "the member's")
+        # Of the pool in all, of one organisation, of one member.
+        shares = (
+            _bound(limits, limits.organisation_share, "the organisation's"),
+            _bound(limits, limits.member_share, "the member's"),
+        )
+        self._from_clients = (_bound(limits, 1.0 - PEER_RESERVE, "the pool's"), *shares)
+        self._from_peers = (_bound(limits, 1.0, "the pool's"), *shares)
         self._by_id: dict[bytes, Pooled] = {}
         self._id_by_hash: dict[bytes, bytes] = {}
         self._body: dict[bytes, tuple[bytes, int]] = {}
@@ -108,7 +111,8 @@ class Pool:
     @property
     def has_room(self) -> bool:
         """Whether anything at all could still be taken from a peer."""
-        return self._all.count < self._from_peers.transactions and self._all.size < self._from_peers.bytes
+        whole = self._from_peers[0]
+        return self._all.count < whole.transactions and self._all.size < whole.bytes
 
     def get(self, tx_id: bytes) -> Pooled | None:
         return self._by_id.get(tx_id)
@@ -131,11 +135,8 @@ class Pool:
         member = transaction.envelope.by
         of_organisation = self._organisations.get(organisation) or _Use()
         of_member = self._members.get(member) or _Use()
-        for use, bound in (
-            (self._all, self._from_peers if from_peer else self._from_clients),
-            (of_organisation, self._of_organisation),
-            (of_member, self._of_member),
-        ):
+        uses = (self._all, of_organisation, of_member)
+        for use, bound in zip(uses, self._from_peers if from_peer else self._from_clients, strict=True):
             if use.count + 1 > bound.transactions or use.size + size > bound.bytes:
                 raise Rejection("pool_full", f"{bound.whose} share of waiting transactions is used up")
         until = transaction.envelope.until
@@ -147,7 +148,7 @@ class Pool:
             self._body[reference.commitment] = (body, users + 1)
         self._organisations[organisation] = of_organisation
         self._members[member] = of_member
-        for use in (self._all, of_organisation, of_member):
+        for use in uses:
             use.add(size)
         return True
 

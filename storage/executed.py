@@ -44,6 +44,8 @@ from storage.schema import ExecutedRecord, Place, Roots, Undo, must, require
 PENDING_COMMITS_MAX = 64
 # Decoded pages, of 4 KiB or less in memory.
 PAGES_MAX = 16_384
+# Ids known to be in no block; beyond them the oldest is asked for at the disk again.
+UNSETTLED_MAX = 20_000
 
 
 class Divergence(Exception):  # noqa: N818 - it is what happened, and the node must stop
@@ -94,7 +96,6 @@ class _Reads:
     executed: "Executed"
     values: dict[str, bytes | None] = field(default_factory=dict)
     pages: dict[bytes, Page | None] = field(default_factory=dict)
-    places: dict[bytes, Place | None] = field(default_factory=dict)
 
     def get(self, key: str) -> bytes | None:
         if key not in self.values:
@@ -105,14 +106,8 @@ class _Reads:
         self.pages[path] = page = self.executed.page(path)
         return page
 
-    def place(self, tx_id: bytes) -> Place | None:
-        if tx_id not in self.places:
-            self.places[tx_id] = self.executed.place(tx_id)
-        return self.places[tx_id]
-
     def included_at_ms(self, tx_id: bytes) -> int | None:
-        place = self.place(tx_id)
-        return None if place is None else self.executed.roots(place.height).time_ms
+        return self.executed.included_at_ms(tx_id)
 
 
 @dataclass(slots=True)
@@ -165,6 +160,8 @@ class Executed:
         self._overlay_pages: dict[bytes, Page | None] = {}
         self._pending: deque[int] = deque()
         self._pages: OrderedDict[bytes, Page] = OrderedDict()
+        # Ids that no block has settled: asked about on admission and on execution. One leaves as it is settled.
+        self._unsettled: OrderedDict[bytes, None] = OrderedDict()
         data = kv.get(schema.EXECUTED_KEY)
         if data is None:
             raise StorageFailure("the record of the executed height is missing")
@@ -232,7 +229,7 @@ class Executed:
         undo = UndoStep(height, before, {path: reads.pages.get(path) for path in pages})
         changes = {schema.state_key(key): value for key, value in outcome.writes.items()}
         changes.update((schema.history_key(*name), node) for name, node in history.gained.items())
-        changes.update(_index(height, outcome.results, reads))
+        changes.update(self._index(height, outcome.results))
         changes[schema.results_key(height)] = encode(encoded)
         changes[schema.roots_key(height)] = roots.encode()
         if certificate is not None:
@@ -254,6 +251,8 @@ class Executed:
             else:
                 self._pages[path] = page
         self._forget_pages()
+        for result in commit.results:
+            self._unsettled.pop(result.id, None)
         self._head = self._record(commit.block, commit.sealed)
         self._undo.append(commit.undo)
         self._sealed = commit.sealed
@@ -352,8 +351,15 @@ class Executed:
 
     def place(self, tx_id: bytes) -> Place | None:
         """The inclusion that settled this id, or None."""
+        if tx_id in self._unsettled:
+            return None
         data = self._get(schema.transaction_key(tx_id))
-        return None if data is None else schema.decode_place(data)
+        if data is not None:
+            return schema.decode_place(data)
+        self._unsettled[tx_id] = None
+        if len(self._unsettled) > UNSETTLED_MAX:
+            self._unsettled.popitem(last=False)
+        return None
 
     def included_at_ms(self, tx_id: bytes) -> int | None:
         place = self.place(tx_id)
@@ -398,6 +404,15 @@ class Executed:
             return self._sealed
         seal = Seal(certificate.encode(), block.header_data, block.signature)
         return Sealed(header.executed_height, header.height, seal)
+
+    def _index(self, height: int, results: tuple[TxResult, ...]) -> dict[bytes, bytes]:
+        """An id belongs to the first inclusion that settled it; see `TxResult.settles`."""
+        places: dict[bytes, bytes] = {}
+        for index, result in enumerate(results):
+            key = schema.transaction_key(result.id)
+            if result.settles and key not in places and self.place(result.id) is None:
+                places[key] = Place(height, index, result.code).encode()
+        return places
 
     def _forget_pages(self) -> None:
         while len(self._pages) > PAGES_MAX:
@@ -445,16 +460,6 @@ class Executed:
             older |= pages
             steps.appendleft(UndoStep(height, undo.state, pages))
         return steps
-
-
-def _index(height: int, results: tuple[TxResult, ...], reads: _Reads) -> dict[bytes, bytes]:
-    """An id belongs to the first inclusion that settled it; see `TxResult.settles`."""
-    places: dict[bytes, bytes] = {}
-    for index, result in enumerate(results):
-        key = schema.transaction_key(result.id)
-        if result.settles and key not in places and reads.place(result.id) is None:
-            places[key] = Place(height, index, result.code).encode()
-    return places
 
 
 @contextmanager

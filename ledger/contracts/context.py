@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -13,6 +13,9 @@ VALUE_BYTES_MAX = 64 * 1024
 
 Read = Callable[[str], bytes | None]
 T = TypeVar("T")
+
+# By shape, of which there are as many as the contracts name.
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
 
 
 class BodyReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,7 +33,17 @@ def read_as(read: Read, shape: type[T], key: str) -> T | None:
     Rejection, which would be recorded as the transaction's result.
     """
     data = read(key)
-    return None if data is None else msgspec.msgpack.decode(data, type=shape)
+    if data is None:
+        return None
+    found: T = _decoder_of(shape).decode(data)
+    return found
+
+
+def _decoder_of(shape: Any) -> msgspec.msgpack.Decoder[Any]:
+    decoder = _decoders.get(shape)
+    if decoder is None:
+        decoder = _decoders[shape] = msgspec.msgpack.Decoder(shape)
+    return decoder
 
 
 @dataclass(slots=True)

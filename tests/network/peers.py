@@ -105,7 +105,7 @@ class Recorder:
     def message_dropped(self, kind: str, reason: str) -> None:
         self._count(f"dropped {kind} {reason}")
 
-    def message_decoded(self, seconds: float) -> None:
+    def gossip_decoded(self, seconds: float) -> None:
         pass
 
     def frame_moved(self, direction: Direction, kind: str, size_bytes: int) -> None:

@@ -25,6 +25,7 @@ from network.messages import COMMITMENTS_MAX
 from network.port import FetchFailed
 from node.evidence import Witness
 from node.intake import WAITING_MAX, BlockChecks, Intake, RefusedAtError, fetch_all
+from node.stages import Stages
 from storage.executed import Divergence
 from tests.fakes.disk import PowerLossDisk
 from tests.ledger.founding import CHAIN, GENESIS, VOTERS
@@ -64,14 +65,18 @@ class Core:
 
 @dataclass
 class Checks:
-    """Every block misses the bodies that `absent` names for its height, and is refused at `bad`."""
+    """Every block misses the bodies that `absent` names for its height, and is refused at `bad`.
+
+    Its transactions are those that `gossiped` names for its height; the pool holds `pooled` of them.
+    """
 
     absent: dict[int, list[bytes]] = field(default_factory=dict)
     bad: int | None = None
     held: list[int] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
     log_top: Callable[[], int] = lambda: 0
-    gossip_late: bool = False
+    gossiped: dict[int, list[bytes]] = field(default_factory=dict)
+    pooled: set[bytes] = field(default_factory=set)
 
     def inspect(self, entries: Sequence[Entry], *, certified: bool) -> list[Block]:
         fresh = [cast(Block, one.height) for one in entries]
@@ -80,8 +85,11 @@ class Checks:
             raise RefusedAtError(self.bad, Reason.BAD_ROOTS, "bad", fresh[: heights.index(self.bad)])
         return fresh
 
-    def unknown(self, entries: Sequence[Entry]) -> bool:
-        return self.gossip_late
+    def unknown(self, entries: Sequence[Entry]) -> list[bytes]:
+        return self.still_unknown([name for one in entries for name in self.gossiped.get(one.height, [])])
+
+    def still_unknown(self, hashes: Sequence[bytes]) -> list[bytes]:
+        return [name for name in hashes if name not in self.pooled]
 
     def missing(self, blocks: Sequence[int], bodies: dict[bytes, bytes]) -> list[bytes]:
         return [name for height in blocks for name in self.absent.get(height, []) if name not in bodies]
@@ -114,6 +122,7 @@ class Desk:
             Witness(lambda kind, node, proof: self.evidence.append(kind)),
             GENESIS,
             ME,
+            Stages("stage_seconds", "", ()),
             step=self._step,
             refuse=lambda *refusal: self.refused.append(refusal),
             fetch=self._fetch,

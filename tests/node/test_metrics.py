@@ -2,6 +2,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from node.metrics import Metrics
+from node.stages import Stages
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
@@ -42,6 +43,6 @@ def test_every_series_is_an_attribute_of_the_same_name() -> None:
     attributes = {
         f"carequorum_{name}"
         for name, value in vars(metrics).items()
-        if isinstance(value, Counter | Gauge | Histogram)
+        if isinstance(value, Counter | Gauge | Histogram | Stages)
     }
     assert attributes == {name for name in rendered if not name.endswith("_created")}
