@@ -6,12 +6,14 @@ STAMP  := $(VENV)/.installed
 DEVNET ?= build/devnet
 NODES  ?= 4
 SECONDS ?= 180
+SEEDS ?= 2000
+FIRST_SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test api-trial check format devnet-up devnet-down clean events-trial bench
+.PHONY: help setup demo test api-trial check format devnet-up devnet-down clean events-trial membership-trial sim scenarios mutants trace-check bench
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make the virtual environment with everything in it
 
@@ -31,6 +33,21 @@ api-trial: $(STAMP) ## schemathesis against a live node, every answer by its sch
 
 events-trial: $(STAMP) ## 20,000 events, each once, through a bad reader; commits no slower (EVENTS=n)
 	$(BIN)/python -m tests.processes.events_trial $(if $(EVENTS),--events $(EVENTS))
+
+membership-trial: $(STAMP) ## three voters become five and three again under load; the longest time without a commit
+	$(BIN)/python -m tests.processes.membership_trial
+
+sim: $(STAMP) ## whole clusters under every fault, one seed after the other (SEEDS=2000, FIRST_SEED=1, JOBS=n)
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) --first-seed $(FIRST_SEED) --progress $(if $(JOBS),--jobs $(JOBS))
+
+scenarios: $(STAMP) ## exact interleavings of the consensus core (REWRITE=1 writes their stories anew)
+	$(if $(REWRITE),REWRITE=1) $(BIN)/python -m pytest tests/sim/test_scenarios.py
+
+mutants: $(STAMP) ## break the consensus core line by line; scenarios or the simulator must notice
+	$(BIN)/python -m tests.sim.mutants
+
+trace-check: $(STAMP) ## was that Raft? Judge the traces of a network's nodes (FILES="n1.trace n2.trace")
+	$(BIN)/python -m tests.tracecheck $(FILES)
 
 bench: $(STAMP) ## transactions per second, latency, a follower's cost of a transaction; build/bench.json
 	$(BIN)/python -m bench

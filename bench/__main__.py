@@ -1,6 +1,8 @@
 """`python -m bench`: transactions per second, commit latency, and what a follower spends on a transaction.
 
-Exits 0 unless a follower of three nodes spends more than FOLLOWER_VERIFICATIONS_MAX signature verifications.
+Exits 0 unless a follower of three nodes spends more than FOLLOWER_VERIFICATIONS_MAX signature verifications on a
+transaction that weighs 512 bytes, signed and with its body. Transactions that bring 512 bytes of body are measured
+beside them, and only shown.
 """
 
 import argparse
@@ -57,20 +59,21 @@ def main() -> int:
         print(f"bench: {error} (see {directory})", file=sys.stderr)
         return 1
     figures = {each.sized: each.verifications or math.nan for each in series if each.nodes == 3}
+    figure = figures.get("transaction", math.nan)
     report = Report(
         processors=os.cpu_count() or 0,
         python=platform.python_version(),
         seconds=round(time.monotonic() - begin, 1),
-        follower_cpu_per_tx_in_verifications=figures.get("body", math.nan),
-        follower_cpu_per_tx_in_verifications_small=figures.get("transaction", math.nan),
+        follower_cpu_per_tx_in_verifications=figure,
+        follower_cpu_per_tx_in_verifications_body=figures.get("body", math.nan),
         networks=series,
     )
     write(report, options.out)
     print("", *lines(report), "", f"written to {options.out}", sep="\n")
     shutil.rmtree(directory)
-    worst = max(figures.values(), default=0.0)
-    if worst > FOLLOWER_VERIFICATIONS_MAX:
-        print(f"bench: a follower spends {worst:g} verifications on a transaction", file=sys.stderr)
+    if figure > FOLLOWER_VERIFICATIONS_MAX:
+        most = f"{FOLLOWER_VERIFICATIONS_MAX:g} at most"
+        print(f"bench: a follower spends {figure:g} verifications on a transaction, {most}", file=sys.stderr)
         return 1
     return 0
 
@@ -78,23 +81,25 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--transactions", type=int, default=10_000, help="in a window (default 10,000)")
-    parser.add_argument("--windows", type=int, default=3, help="for the figure of three nodes (default 3)")
+    parser.add_argument("--windows", type=int, default=1, help="of three nodes, on one growing ledger (default 1)")
     parser.add_argument("--in-flight", type=int, default=64, help="at a time, of all processes (default 64)")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 3, 4], help="networks of so many (default 1 3 4)")
-    parser.add_argument("--sized", choices=("body", "transaction"), nargs="+", default=["body", "transaction"])
+    parser.add_argument("--sized", choices=("body", "transaction"), nargs="+", default=["transaction", "body"])
     parser.add_argument("--at", choices=("leader", "follower"), default="leader", help="where the load enters")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"), help="where the report goes")
     return parser.parse_args()
 
 
 def _plan(options: argparse.Namespace) -> list[tuple[int, Sized]]:
-    """Which load is told to which network; the one that matters to fewer is for three nodes only."""
-    return [(nodes, sized) for nodes in options.nodes for sized in options.sized if nodes == 3 or sized == "body"]
+    """Which load is told to which network: both sizes where the figure is taken, at three nodes."""
+    return [
+        (nodes, sized) for nodes in options.nodes for sized in options.sized if nodes == 3 or sized == "transaction"
+    ]
 
 
 def _measured(directory: Path, nodes: int, sized: Sized, options: argparse.Namespace) -> Series:
     """A new network, its load, and the windows of it."""
-    windows = options.windows if nodes == 3 and sized == "body" else 1
+    windows = options.windows if nodes == 3 else 1
     count = options.transactions if nodes == 3 else options.transactions // 2
     print(f"{nodes} nodes: {windows} x {count} transactions, 512 bytes of {sized} each", file=sys.stderr)
     network = create(directory, nodes)

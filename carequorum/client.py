@@ -8,13 +8,13 @@ It trusts the genesis file and, for `committed`, the node that says so. Receipts
 are returned; a node whose answer does not verify is passed over for the next.
 
 Reads are at the *sealed height*, where proofs exist, a moment behind what is committed. A client waits until that
-height covers its own writes, so it always sees them.
+height covers its own writes, so it always sees them; with `linearizable=True` it waits until it covers everybody's.
 """
 
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TypeVar
 
@@ -22,16 +22,17 @@ from carequorum import submission
 from carequorum.events import Event, Following
 from carequorum.sealing import Content, Label, open_record, seal_record
 from carequorum.submission import Committed, Level, TxStatus
-from carequorum.transport import JSON, MSGPACK, OCTETS, Node, Settings, Transport
+from carequorum.transport import JSON, MSGPACK, OCTETS, Authorise, Node, Settings, Transport
 from carequorum.views import NetworkStatus, decode_records, decode_view
 from carequorum.wallet import Wallet
 from ledger.block import Block, decode_block, verify_header
-from ledger.contracts import Action, identity
+from ledger.contracts import Action, identity, network
 from ledger.contracts.records import Add, Amend, Record, Subject, record_path, subject_path, version_path
-from ledger.encoding import decode_as
+from ledger.encoding import decode_as, encode
 from ledger.errors import Rejection
 from ledger.events import EventId
 from ledger.genesis import Genesis
+from ledger.membership import Configuration
 from ledger.receipt import VerifiedState, verify_receipt, verify_state_answer
 from ledger.request import sign_request
 from ledger.transaction import (
@@ -46,6 +47,7 @@ from ledger.transaction import (
 
 VALID_MS = 120_000
 RECORD_ID_BYTES = 32
+PROPOSAL_ID_BYTES = 32
 RECORDS_PAGE = 100
 # More than anyone adds for one subject between a proof and the list that follows it.
 NEWER_RECORDS_MAX = 1_000
@@ -83,6 +85,9 @@ class Client:
     `urls` are provider ports, http://host:port, in order of preference. Every method raises Rejection; of its
     subclasses, reads raise Refused and Unreachable, transactions also TransactionFailed, TransactionExpired and
     OutcomeUnknown (modules `transport` and `submission`). For one event loop; any number of calls may be in flight.
+
+    `linearizable`: every read knows of all that any node had acknowledged when it began, at the price of a question
+    to a quorum. A node that cannot say so is passed over for the next; in the end the code is "not_confirmed".
     """
 
     def __init__(
@@ -92,12 +97,15 @@ class Client:
         wallet: Wallet | None = None,
         *,
         settings: Settings | None = None,
+        linearizable: bool = False,
         now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self.genesis = genesis
         self.chain = genesis.chain_id()
+        self._node_keys = genesis.node_keys()
         self._wallet = wallet
         self._transport = Transport(urls, settings or Settings())
+        self._linearizable = linearizable
         self._now_ms = now_ms
         self._written_height = 0
 
@@ -174,7 +182,20 @@ class Client:
                 raise Rejection("bad_receipt", "it is of another transaction")
             return data
 
-        return await self._transport.read(f"/v1/transactions/{tx_id.hex()}/receipt", MSGPACK, check)
+        return await self._read(f"/v1/transactions/{tx_id.hex()}/receipt", MSGPACK, check)
+
+    async def extend_receipt(self, receipt: bytes) -> bytes:
+        """A saved receipt under a newer seal, verified. Any node can make it, though it may have pruned the block."""
+        before = verify_receipt(receipt, self.genesis)
+
+        def check(data: bytes) -> bytes:
+            after = verify_receipt(data, self.genesis)
+            if replace(after, seal=before.seal) != before or after.seal.sealed_height < before.seal.sealed_height:
+                raise Rejection("bad_receipt", "it is not the saved one under a newer seal")
+            return data
+
+        body = encode({"receipt": receipt})
+        return await self._transport.read("/v1/receipts/extend", MSGPACK, check, body=body)
 
     # Members
 
@@ -220,6 +241,51 @@ class Client:
         """As an admin, end an account of one's own organisation, for ever."""
         version = (await self.account(account)).version
         return await self.transact([identity.Revoke(account=account, version=version)], wait=wait)
+
+    # Organisations and nodes
+
+    async def propose(
+        self, change: network.Proposed, *, vote: bool = True, wait: Level = "committed"
+    ) -> tuple[bytes, Committed]:
+        """As an admin, put a change of organisations or nodes to the vote: the proposal's id, 32 bytes.
+
+        `vote`: approve it too, in the same transaction.
+        """
+        proposal = secrets.token_bytes(PROPOSAL_ID_BYTES)
+        actions: list[Action] = [network.Propose(change=change, proposal=proposal)]
+        if vote:
+            actions.append(network.Vote(approve=True, proposal=proposal))
+        return proposal, await self.transact(actions, wait=wait)
+
+    async def vote(self, proposal: bytes, *, approve: bool, wait: Level = "committed") -> Committed:
+        """As an admin, give one's organisation's vote. It counts once and is not taken back."""
+        return await self.transact([network.Vote(approve=approve, proposal=proposal)], wait=wait)
+
+    async def proposal(self, proposal: bytes) -> network.Proposal:
+        """A proven proposal and the votes on it, or Rejection("no_such_proposal") where absence is proven."""
+        found = await self.state(network.proposal_path(proposal))
+        if found.value is None:
+            raise Rejection("no_such_proposal", "no proposal has this id")
+        return decode_as(network.Proposal, found.value, _STATE_BYTES_MAX)
+
+    async def pending_change(self) -> network.Pending | None:
+        """What a vote has left for the leader to do, proven; None where there is proven to be nothing."""
+        found = await self.state(network.PENDING_PATH)
+        return None if found.value is None else decode_as(network.Pending, found.value, _STATE_BYTES_MAX)
+
+    async def configuration(self) -> Configuration:
+        """Who votes and who follows, proven."""
+        found = await self.state(network.CONFIGURATION_PATH)
+        if found.value is None:
+            raise Rejection("bad_answer", "a network has a configuration")
+        return decode_as(Configuration, found.value, _STATE_BYTES_MAX)
+
+    async def node(self, node: str) -> network.Node:
+        """A proven node, removed ones included, or Rejection("no_such_node") where absence is proven."""
+        found = await self.state(network.node_path(node))
+        if found.value is None:
+            raise Rejection("no_such_node", "there never was a node of this id")
+        return decode_as(network.Node, found.value, _STATE_BYTES_MAX)
 
     # Records
 
@@ -332,7 +398,7 @@ class Client:
                 raise Rejection("body_mismatch", "not the body of this commitment")
             return data
 
-        return await self._transport.read(f"/v1/bodies/{commitment.hex()}", OCTETS, check, self._authorise)
+        return await self._read(f"/v1/bodies/{commitment.hex()}", OCTETS, check, self._authorise)
 
     async def open_record(self, record: bytes, *, version: int | None = None) -> OpenedRecord:
         """Prove the record's newest version, or `version`, fetch its body, open it with the wallet's keys.
@@ -365,11 +431,10 @@ class Client:
             return found
 
         authorise = self._authorise if key.startswith("records/") else None
-        return await self._transport.read(f"/v1/state/{key}?proof=1", MSGPACK, check, authorise)
+        return await self._read(f"/v1/state/{key}?proof=1", MSGPACK, check, authorise)
 
     async def block(self, height: int) -> Block:
         """The block at a height from 1, its proposer's signature checked. That it is final, receipts prove."""
-        node_keys = self.genesis.node_keys()
         bytes_max = self.genesis.parameters.block_bytes_max + BLOCK_OVERHEAD_BYTES
 
         def check(data: bytes) -> Block:
@@ -377,12 +442,19 @@ class Client:
             header = block.header
             if header.chain != self.chain or header.height != height:
                 raise Rejection("bad_block", "it is another block")
-            proposer_key = node_keys.get(header.proposer)
-            if proposer_key is None or not verify_header(block.hash, block.signature, proposer_key):
+            known = self._node_keys.get(header.proposer)
+            if known is not None and not verify_header(block.hash, block.signature, known):
                 raise Rejection("bad_block", "the proposer's signature does not verify")
             return block
 
-        return await self._transport.read(f"/v1/blocks/{height}", MSGPACK, check)
+        block = await self._read(f"/v1/blocks/{height}", MSGPACK, check)
+        proposer = block.header.proposer
+        if proposer not in self._node_keys:
+            # It came after genesis. A node's key never changes.
+            self._node_keys[proposer] = (await self.node(proposer)).key
+            if not verify_header(block.hash, block.signature, self._node_keys[proposer]):
+                raise Rejection("bad_block", "the proposer's signature does not verify")
+        return block
 
     def events(
         self,
@@ -417,10 +489,17 @@ class Client:
     async def _records_page(self, subject: bytes, before: bytes | None) -> list[tuple[bytes, Record]]:
         after = f"&before={before.hex()}" if before is not None else ""
         target = f"/v1/records?subject={subject.hex()}{after}&limit={RECORDS_PAGE}"
-        return await self._transport.read(target, JSON, decode_records, self._authorise)
+        return await self._read(target, JSON, decode_records, self._authorise)
 
     async def _read_json(self, target: str, shape: type[_T]) -> _T:
-        return await self._transport.read(target, JSON, lambda data: decode_view(shape, data))
+        return await self._read(target, JSON, lambda data: decode_view(shape, data))
+
+    async def _read(
+        self, target: str, accept: str, check: Callable[[bytes], _T], authorise: Authorise | None = None
+    ) -> _T:
+        if self._linearizable:
+            target += ("&" if "?" in target else "?") + "consistency=linearizable"
+        return await self._transport.read(target, accept, check, authorise)
 
     async def _authorise(self, node: Node, target: str) -> str:
         """The Authorization header of a signed read at one node, which is asked its id the first time."""

@@ -26,7 +26,9 @@ OCTETS = "application/octet-stream"
 RETRY_AFTER_MAX_S = 5.0
 ANSWER_BYTES_MAX = 32 * 1024 * 1024
 # Refusals that time alone may mend. So may every status from 500 on.
-TEMPORARY = frozenset({"busy", "not_ready", "not_sealed", "pool_full", "request_timeout", "stale_answer"})
+TEMPORARY = frozenset(
+    {"busy", "not_confirmed", "not_ready", "not_sealed", "pool_full", "request_timeout", "stale_answer"}
+)
 
 T = TypeVar("T")
 _jitter = random.SystemRandom()
@@ -195,8 +197,10 @@ class Transport:
         accept: str,
         check: Callable[[bytes], T],
         authorise: Authorise | None = None,
+        *,
+        body: bytes | None = None,
     ) -> T:
-        """What `check` makes of the first answer that it accepts.
+        """What `check` makes of the first answer that it accepts. With `body`, canonical MessagePack, it is a POST.
 
         A node that refuses, or whose answer `check` refuses by Rejection, is passed over for the next: it may lag,
         or lie. The refusal is raised when a whole round has brought nothing that could mend with time, or once
@@ -211,7 +215,9 @@ class Transport:
                 headers = {"Accept": accept}
                 if authorise is not None:
                     headers["Authorization"] = await authorise(node, target)
-                return check(await self.request(node, "GET", target, headers))
+                if body is not None:
+                    headers["Content-Type"] = MSGPACK
+                return check(await self.request(node, "GET" if body is None else "POST", target, headers, body))
             except NodeFailed as error:
                 mendable = True
                 refusal = refusal or Unreachable("unreachable", str(error))

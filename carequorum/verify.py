@@ -25,6 +25,11 @@ def load_genesis(path: str | Path) -> Genesis:
     return read_genesis(_read(path, GENESIS_FILE_BYTES_MAX))
 
 
+def read_receipt_file(path: str | Path) -> bytes:
+    """A receipt as it was saved. Raises Rejection: "no_such_file", "too_large"."""
+    return _read(path, RECEIPT_BYTES_MAX)
+
+
 def verify_receipt_file(path: str | Path, genesis: Genesis) -> VerifiedReceipt:
     """What a receipt's file proves. Raises Rejection: "no_such_file", "too_large", and as `verify_receipt`."""
     return verify_receipt(_read(path, RECEIPT_BYTES_MAX), genesis)
@@ -56,8 +61,14 @@ def _describe_seal(seal: VerifiedSeal) -> str:
     time = datetime.datetime.fromtimestamp(seal.certified_time_ms / 1000, datetime.UTC)
     return (
         f"  final: sealed by block {seal.certified_height} of term {seal.certified_term}, "
-        f"dated {time.isoformat(timespec='milliseconds')}"
+        f"dated {time.isoformat(timespec='milliseconds')}, {_describe_voters(seal.steps)}"
     )
+
+
+def _describe_voters(steps: int) -> str:
+    if steps == 0:
+        return "by the voters of genesis"
+    return f"by voters who are {steps} proven change{'s' * (steps > 1)} away from those of genesis"
 
 
 def _read(path: str | Path, bytes_max: int) -> bytes:

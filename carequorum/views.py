@@ -16,12 +16,15 @@ T = TypeVar("T")
 
 
 class Heights(msgspec.Struct, frozen=True):
-    """`last` in the node's log, `committed`: certified, `executed` there; proofs are at `sealed` (None: not yet)."""
+    """`last` in the node's log, `committed`: certified, `executed` there; proofs are at `sealed` (None: not yet).
+    Blocks up to `base` are pruned there.
+    """
 
     last: int
     committed: int
     executed: int
     sealed: int | None
+    base: int = 0
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -38,10 +41,22 @@ class Member(msgspec.Struct, frozen=True):
 
     id: NodeId
     organisation: NodeId
-    role: Literal["voter", "learner"]
+    role: Literal["voter", "learner", "pending"]
     address: str
     connected: bool
     lag_blocks: int | None
+
+
+class PendingChange(msgspec.Struct, frozen=True):
+    """A change of `node` that was voted at `height` and is not complete; the block at `appended` began it.
+    `waits_for` says in words what is in its way, as far as the asked node knows."""
+
+    kind: Literal["add_node", "promote", "remove"]
+    node: NodeId
+    proposal: Hex32
+    height: int
+    appended: int | None
+    waits_for: str
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -53,19 +68,25 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 class NetworkStatus(msgspec.Struct, frozen=True):
-    """The network as `node` sees it. `time` is that node's clock in ms; `barred`: a quorum refused its blocks."""
+    """The network as `node` sees it. `time` is that node's clock in ms; `barred`: a quorum refused its blocks;
+    `amnesia`: its disk forgot what it had signed, and it votes no more.
+    """
 
     network: str
     chain: Hex32
     node: NodeId
-    organisation: NodeId
+    organisation: NodeId | None
     role: str
     leader: NodeId | None
     term: int
     barred: bool
+    amnesia: bool
     time: int
     heights: Heights
     head: Head
+    steps: int
+    joint: bool
+    pending: PendingChange | None
     members: list[Member]
     evidence: list[Evidence]
 

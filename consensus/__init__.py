@@ -2,9 +2,13 @@
 
 | module                       | what it holds                                                               |
 |------------------------------|-----------------------------------------------------------------------------|
-| `core`                       | RaftCore: inputs, `Ready`, terms, elections                                 |
+| `core`                       | RaftCore: inputs, `Ready`                                                   |
+| `elections`                  | terms and roles, votes and campaigns                                        |
 | `leader`, `follower`         | what a node does and remembers in that role, and only there                 |
 | `progress`                   | what a leader knows of one follower                                         |
+| `membership`, `transfer`     | when a leader may change the members; to whom it may hand over              |
+| `reads`, `answers`           | linearizable reads, without clocks                                          |
+| `caution`                    | may this node vote, for all that its disk may have forgotten?               |
 | `commit`                     | acknowledgements, certificates, the commit height                           |
 | `log`, `writes`              | blocks by height, and how much of that is on the disk                       |
 | `outbox`                     | messages, held until the term and vote they speak of are durable            |

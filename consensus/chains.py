@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from consensus.configuration import is_one_step
 from consensus.errors import ProtocolViolation
-from consensus.messages import Append, CertifiedBlocks, Entry, NodeId
+from consensus.messages import Append, CertifiedBlocks, Configuration, Entry, NodeId
 
 
 def check_append(sender: NodeId, message: Append) -> None:
@@ -27,6 +28,18 @@ def check_certified(sender: NodeId, blocks: CertifiedBlocks) -> None:
     _check_links(sender, first.height - 1, 0, first.parent, blocks.entries)
     if (last.height, last.term, last.hash) != (certificate.height, certificate.term, certificate.hash):
         raise ProtocolViolation(sender, "sends blocks that do not end at the certified one")
+
+
+def check_steps(sender: NodeId, before: Configuration, entries: Sequence[Entry]) -> None:
+    """Raise ProtocolViolation unless each change of membership in `entries` is one step from the one before it.
+
+    `before` is in effect below the first of them.
+    """
+    for entry in entries:
+        if entry.configuration is not None:
+            if not is_one_step(before, entry.configuration):
+                raise ProtocolViolation(sender, f"changes the membership at height {entry.height} as none may")
+            before = entry.configuration
 
 
 def _check_links(sender: NodeId, height: int, term: int, block: bytes, entries: Sequence[Entry]) -> None:

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 
+from consensus.caution import Caution
 from consensus.configuration import has_quorum
 from consensus.errors import Contradiction, InvariantViolation, require
 from consensus.log import Log
@@ -17,24 +18,27 @@ class Acknowledger:
     Invariant: in one term, one block is signed at a height. `_signed` is bounded by what is uncommitted.
     """
 
-    def __init__(self, node_id: NodeId, log: Log, signer: Signer) -> None:
+    def __init__(self, node_id: NodeId, log: Log, signer: Signer, caution: Caution) -> None:
         self._node_id = node_id
         self._log = log
         self._signer = signer
+        self._caution = caution
         self._term = 0
         self._signed: dict[int, bytes] = {}
 
     def sign(self, height: int, commit_height: int) -> Acknowledgement | None:
         """The acknowledgement of this node's block at `height`; None if it is of an older term or not its to vote on.
 
-        The block must be durable, and above the commit.
+        None also while this node may not vote. The block must be durable, and above the commit.
         """
         term = self._log.writes.hard_state.term
         found = self._log.term_hash(height)
         require(commit_height < height <= self._log.durable_height, "only a durable block is signed")
         if found is None:
             raise InvariantViolation("only a block of the log is signed")
-        if found[0] != term or self._node_id not in self._log.configurations.at(height).voters:
+        if found[0] != term or self._node_id not in self._log.configurations.at(height).electorate:
+            return None
+        if not self._caution.may_vote:
             return None
         require(self._log.writes.hard_state_durable, "a term is durable before anything is signed in it")
         if term != self._term:
@@ -67,7 +71,7 @@ class Tally:
         if height <= commit_height or self._log.term_hash(height) != (self._term, acknowledgement.hash):
             return None
         configuration = self._log.configurations.at(height)
-        if voter not in configuration.voters:
+        if voter not in configuration.electorate:
             return None
         signatures = self._signatures.setdefault(height, {})
         signatures[voter] = acknowledgement.signature
@@ -91,9 +95,10 @@ class Commit:
         self._log = log
         self.certificate = certificate
         self.height = certificate.height if certificate else log.base_height
+        require(self.height >= log.base_height, "the stored certificate is not below the log's base")
         self._told_height = self.height
         self._waiting: list[Certificate] = []
-        if certificate is not None and certificate.height > log.base_height:
+        if certificate is not None:
             own = log.term_hash(certificate.height)
             require(own == (certificate.term, certificate.hash), "the stored certificate is of the stored log")
 

@@ -6,20 +6,25 @@ Practice", 2014), as a pure state machine. The rules stand in docs/consensus.md.
 | follower      | nothing valid from a leader for an election timeout        | pre-candidate (voters only)    |
 | pre-candidate | a quorum would vote                                        | candidate, one term up         |
 | candidate     | a quorum voted, its own vote being on its disk             | leader                         |
-| leader        | no quorum heard, or on a block; own disk silent; refused   | follower of nobody             |
+| follower      | its leader hands over to it                                | candidate, one term up         |
+| leader        | no quorum heard, or on a block; own disk silent; refused;  | follower of nobody             |
+|               | removed by a certified block; forsworn                     |                                |
 | any           | a newer term, or the leader of this one, speaks            | follower                       |
 
 Time is `tick`; randomness is the seed; the disk is `Ready` and `persisted`. What a role remembers lives in that
 role's object and goes with it.
 """
 
-from consensus.chains import check_append, check_certified
+from consensus.answers import Answers
+from consensus.caution import Caution
+from consensus.chains import check_append, check_certified, check_steps
 from consensus.commit import Acknowledger, Commit
-from consensus.configuration import has_quorum
+from consensus.elections import Campaign, Elections
 from consensus.errors import Contradiction, InvariantViolation, ProtocolViolation, require
 from consensus.follower import Following, replace_from
 from consensus.leader import Leadership
 from consensus.log import Log
+from consensus.membership import NOT_LEADER
 from consensus.messages import (
     Answer,
     Append,
@@ -28,14 +33,16 @@ from consensus.messages import (
     CertifiedBlocks,
     Configuration,
     Entry,
-    HardState,
     Message,
     NodeId,
     PreVote,
     PreVoteReply,
+    ReadIndex,
+    ReadIndexReply,
     Ready,
     Reason,
     Role,
+    TimeoutNow,
     Vote,
     VoteReply,
 )
@@ -43,19 +50,6 @@ from consensus.outbox import Outbox
 from consensus.parts import Parts
 from consensus.ports import CoreSettings, LogReader, Restored, Signer
 from consensus.progress import FollowerView
-from consensus.timeouts import Timeouts
-
-
-class Campaign:
-    """Asking for votes: first whether there would be any (`role` PRE_CANDIDATE), then in earnest (CANDIDATE).
-
-    `votes` is a set of voters, this node among them once its own vote is durable; `term` is the one they are for.
-    """
-
-    def __init__(self, role: Role, term: int) -> None:
-        self.role = role
-        self.term = term
-        self.votes: set[NodeId] = set()
 
 
 class RaftCore:
@@ -70,23 +64,30 @@ class RaftCore:
         self._log = log
         self._commit = Commit(log, restored.certificate)
         self._outbox = Outbox(settings.node_id, log.writes)
-        self._acknowledger = Acknowledger(settings.node_id, log, signer)
-        self._parts = Parts(settings, log, self._commit, self._outbox, self._acknowledger, signer)
-        self._settings = settings
-        self._signer = signer
-        self._timeouts = Timeouts(
-            settings.seed, settings.node_id, settings.election_ticks_min, settings.election_ticks_max
+        self._answers = Answers()
+        self._caution = Caution(
+            settings.node_id,
+            log.configurations,
+            must_compare=restored.must_compare,
+            forsworn=restored.forsworn,
         )
-        self._now = 0
-        self._timer_start = 0
-        self._timeout_ticks = self._timeouts.draw_ticks()
-        self._state: Following | Campaign | Leadership = Following(self._parts, None, 0)
-        self._term_leader: NodeId | None = None
-        self._step_down_reason = ""
-        self._barred_for = Reason.NONE
+        self._acknowledger = Acknowledger(settings.node_id, log, signer, self._caution)
+        self._parts = Parts(
+            settings, log, self._commit, self._outbox, self._answers, self._caution, self._acknowledger, signer
+        )
+        self._settings = settings
+        self._elections = Elections(self._parts)
         self._failed = False
 
     # what may be looked at
+
+    @property
+    def _state(self) -> Following | Campaign | Leadership:
+        return self._elections.state
+
+    @property
+    def _now(self) -> int:
+        return self._elections.now
 
     @property
     def node_id(self) -> NodeId:
@@ -94,9 +95,7 @@ class RaftCore:
 
     @property
     def role(self) -> Role:
-        if isinstance(self._state, Leadership):
-            return Role.LEADER
-        return self._state.role if isinstance(self._state, Campaign) else Role.FOLLOWER
+        return self._elections.role
 
     @property
     def term(self) -> int:
@@ -142,24 +141,51 @@ class RaftCore:
         """The one in effect at `height`, as far as this node's log tells."""
         return self._log.configurations.at(height)
 
+    def configurations(self) -> tuple[tuple[int, Configuration], ...]:
+        """(height, configuration) pairs along the log, ascending; the first is in effect at the log's base."""
+        return self._log.configurations.all
+
+    @property
+    def base_height(self) -> int:
+        """The log begins above this height: genesis, or where it was last compacted to."""
+        return self._log.base_height
+
     @property
     def barred(self) -> bool:
         """Refused by a quorum as a leader: stays out of elections until `mend`."""
-        return self._barred_for is not Reason.NONE
+        return self._elections.barred_for is not Reason.NONE
 
     @property
     def step_down_reason(self) -> str:
         """Why this node last gave up leading of its own accord; empty if it never did."""
-        return self._step_down_reason
+        return self._elections.step_down_reason
 
     @property
     def barred_for(self) -> Reason:
         """Why, or NONE: of several reasons that of the refusal which completed the quorum."""
-        return self._barred_for
+        return self._elections.barred_for
 
     @property
     def can_propose(self) -> bool:
         return isinstance(self._state, Leadership) and self._state.can_propose
+
+    @property
+    def transferring(self) -> bool:
+        """Whether this leader is handing over, and proposes nothing meanwhile."""
+        return isinstance(self._state, Leadership) and self._state.transferring
+
+    @property
+    def stopping(self) -> bool:
+        return self._elections.stopping
+
+    @property
+    def may_vote(self) -> bool:
+        """Whether this node votes and acknowledges (consensus.caution)."""
+        return self._caution.may_vote
+
+    @property
+    def forsworn(self) -> bool:
+        return self._caution.forsworn
 
     def term_hash(self, height: int) -> tuple[int, bytes] | None:
         """Term and hash of this node's block at `height`, durable or not; None outside its log."""
@@ -177,17 +203,8 @@ class RaftCore:
 
     def tick(self) -> None:
         """One tick of the shell's clock has passed."""
-        self._now += 1
-        if self._failed:
-            return
-        if isinstance(self._state, Leadership):
-            reason = self._state.tick(self._now)
-            if reason:
-                self._step_down(reason)
-        elif self._now - self._timer_start >= self._timeout_ticks:
-            self._reset_timer()
-            if self._may_campaign():
-                self._campaign(Role.PRE_CANDIDATE)
+        if not self._failed:
+            self._elections.tick()
 
     def step(self, sender: NodeId, message: Message) -> None:
         """A message whose every signature the shell has verified: of headers, acknowledgements, votes, certificates.
@@ -203,11 +220,17 @@ class RaftCore:
             case AppendReply():
                 self._step_append_reply(sender, message)
             case PreVote():
-                self._step_pre_vote(sender, message)
+                self._elections.step_pre_vote(sender, message)
             case Vote():
-                self._step_vote(sender, message)
+                self._elections.step_vote(sender, message)
             case PreVoteReply() | VoteReply():
-                self._step_vote_reply(sender, message)
+                self._elections.step_vote_reply(sender, message)
+            case TimeoutNow():
+                self._elections.step_timeout_now(sender, message)
+            case ReadIndex():
+                self._step_read_index(sender, message)
+            case ReadIndexReply():
+                self._step_read_index_reply(sender, message)
 
     def refuse(self, sender: NodeId, append: Append, height: int, reason: Reason) -> None:
         """Instead of step(sender, append): its block at `height` breaks a rule of the ledger.
@@ -227,6 +250,7 @@ class RaftCore:
             append.prev_hash,
             append.entries[:kept],
             append.certificate,
+            append.round,
         )
         agrees = self._step_append(sender, rest)
         if agrees and height > self._commit.height and isinstance(self._state, Following):
@@ -249,8 +273,9 @@ class RaftCore:
                 return False
             if log.undurable_bytes > self._settings.uncommitted_bytes_max:
                 return False
+        self._check_certified_steps(sender, blocks)
         if certificate.term > self.term:
-            self._become_follower(certificate.term, None)
+            self._elections.become_follower(certificate.term, None)
         self._commit.learn(certificate)
         if certificate.height > self._commit.height:
             self._take_certified(blocks)
@@ -263,6 +288,69 @@ class RaftCore:
             return None
         return self._state.append(payload, self._now)
 
+    def why_no_change(self, target: Configuration) -> str:
+        """Why `propose_change(target)` would append nothing now, as the table of consensus.membership names it.
+
+        An empty string if it would. `target` is not joint: the voters and learners that are wanted in the end.
+        """
+        if not isinstance(self._state, Leadership):
+            return NOT_LEADER
+        return self._state.why_no_change(target, self._now)
+
+    def propose_change(self, target: Configuration, payload: object = None) -> int | None:
+        """Append the block that begins the change to `target`: its height, or None while `why_no_change` says why.
+
+        Where the voters change it is joint, and the leader itself appends the block that leaves the joint state.
+        """
+        if not isinstance(self._state, Leadership) or self._state.why_no_change(target, self._now):
+            return None
+        return self._state.change(target, payload, self._now)
+
+    def transfer(self, target: NodeId | None = None) -> bool:
+        """Hand leadership to `target`, or to the best voter: whether an attempt begins.
+
+        It ends when another leads, or after an election timeout; `transferring` says so.
+        """
+        return isinstance(self._state, Leadership) and self._state.transfer(target, self._now)
+
+    def stop(self) -> None:
+        """This node is about to stop: from now on it stays out of elections, and its answers say so."""
+        if not self._failed:
+            self._elections.stop()
+
+    def read(self, token: int) -> None:
+        """Begin a linearizable read: exactly one ReadState with `token` follows in `Ready.reads`.
+
+        A token is never used twice, across restarts neither: an answer may be late. At READS_MAX waiting reads, or
+        while no leader is known, the answer is None at once. (After `disk_failed` nothing follows any more.)
+        """
+        if self._failed:
+            return
+        state = self._state
+        if isinstance(state, Campaign) or (isinstance(state, Following) and state.leader is None):
+            self._answers.refuse(token)
+        elif self._answers.opened(token):
+            if isinstance(state, Leadership):
+                state.read(None, token, self._now)
+            else:
+                state.read(token, self._now)
+
+    def compared(self, peer: NodeId) -> None:
+        """This node and `peer` found that neither holds a vote or an acknowledgement the other has forgotten."""
+        self._caution.compared(peer)
+
+    def forswear(self) -> None:
+        """This node was shown what it said and has forgotten: it never votes nor acknowledges again."""
+        self._elections.forswear()
+
+    def compact(self, height: int) -> None:
+        """Make `height` the base of the log: the disk may forget what is at and below it.
+
+        `height` is certified, durable and not below the present base; its term and hash stay known here.
+        """
+        require(self._log.base_height <= height <= self._commit.height, "only what is certified is compacted")
+        self._log.compact(height)
+
     def persisted(self, seq: int) -> None:
         """Every batch up to `seq` is on the disk, synced. Cumulative; reports may come doubled or late."""
         if self._failed:
@@ -274,142 +362,33 @@ class RaftCore:
             self._commit_may_move(self._state.persisted())
         elif isinstance(self._state, Following):
             self._state.persisted()
-        elif self._state.role is Role.CANDIDATE:
-            self._count_own_vote()
+        else:
+            self._elections.persisted()
 
     def disk_failed(self) -> None:
         """A write failed: for ever after this node says nothing and writes nothing, until it is started again."""
-        self._become_follower(self.term, None)
+        self._elections.become_follower(self.term, None)
         self._outbox.drop_held()
         self._outbox.take()
         self._failed = True
 
     def mend(self) -> None:
         """What a quorum refused was put right (a clock, say): this node may campaign again."""
-        self._barred_for = Reason.NONE
+        self._elections.barred_for = Reason.NONE
 
     # what goes out
 
     def has_ready(self) -> bool:
         if self._failed:
             return False
-        return self._outbox.has_messages or self._log.writes.dirty or self._commit.has_news
+        return self._outbox.has_messages or self._log.writes.dirty or self._commit.has_news or self._answers.pending
 
     def ready(self) -> Ready:
         """Everything to do since the last one; see Ready for the order. Several may be unpersisted at once."""
         require(not self._failed, "a node whose disk failed has nothing to do")
         writes = self._log.writes
         batch = writes.take(self._now) if writes.dirty else (0, None, (), None)
-        return Ready(self._outbox.take(), *batch, committed=self._commit.take_news())
-
-    # terms and roles
-
-    def _become_follower(self, term: int, leader: NodeId | None) -> None:
-        if term > self.term:
-            self._log.writes.remember(HardState(term, None))
-            self._outbox.drop_held()
-            self._term_leader = None
-        if isinstance(self._state, Leadership):
-            self._reset_timer()
-        self._state = Following(self._parts, leader, self._now)
-
-    def _step_down(self, reason: str) -> None:
-        self._step_down_reason = reason
-        self._become_follower(self.term, None)
-
-    def _reset_timer(self) -> None:
-        self._timer_start = self._now
-        self._timeout_ticks = self._timeouts.draw_ticks()
-
-    def _may_campaign(self) -> bool:
-        disk_answers = self._log.writes.oldest_age_ticks(self._now) <= self._settings.election_ticks_max
-        return self._barred_for is Reason.NONE and disk_answers and self.node_id in self.configuration.voters
-
-    def _campaign(self, role: Role) -> None:
-        """Ask everyone, in the term after this one. Only a real candidacy enters that term, and votes for itself."""
-        campaign = self._state = Campaign(role, self.term + 1)
-        log = self._log
-        request: PreVote | Vote
-        if role is Role.PRE_CANDIDATE:
-            request = PreVote(campaign.term, log.last_height, log.last_term)
-        else:
-            log.writes.remember(HardState(campaign.term, self.node_id))
-            self._outbox.drop_held()
-            self._term_leader = None
-            request = Vote(campaign.term, log.last_height, log.last_term)
-        for voter in self.configuration.voters:
-            if voter != self.node_id:
-                self._outbox.send(voter, request)
-        if role is Role.PRE_CANDIDATE:
-            self._count(campaign, self.node_id)
-
-    def _count_own_vote(self) -> None:
-        if isinstance(self._state, Campaign) and self._log.writes.hard_state_durable:
-            self._count(self._state, self.node_id)
-
-    def _count(self, campaign: Campaign, voter: NodeId) -> None:
-        campaign.votes.add(voter)
-        if not has_quorum(self.configuration, campaign.votes):
-            return
-        if campaign.role is Role.PRE_CANDIDATE:
-            self._campaign(Role.CANDIDATE)
-        else:
-            require(campaign.term == self.term, "an election is won in the present term")
-            self._term_leader = self.node_id
-            leadership = self._state = Leadership(self._parts, self._now)
-            leadership.append(None, self._now)
-
-    # elections
-
-    def _up_to_date(self, message: PreVote | Vote) -> bool:
-        own = (self._log.last_term, self._log.last_height)
-        return (message.last_term, message.last_height) >= own
-
-    def _sees_leader(self) -> bool:
-        """Whether an election would only disturb: this node leads, or heard from a leader lately."""
-        if isinstance(self._state, Following):
-            return self._state.hears_leader(self._now)
-        return isinstance(self._state, Leadership)
-
-    def _step_pre_vote(self, sender: NodeId, message: PreVote) -> None:
-        """Answers a question; neither term, vote nor timer moves."""
-        if message.term <= self.term:
-            self._outbox.send(sender, PreVoteReply(self.term, granted=False))
-        elif not self._sees_leader():
-            granted = self._up_to_date(message)
-            self._outbox.send(sender, PreVoteReply(message.term if granted else self.term, granted))
-
-    def _step_vote(self, sender: NodeId, message: Vote) -> None:
-        if message.term > self.term:
-            if self._sees_leader():
-                return
-            self._become_follower(message.term, None)
-        vote = self._log.writes.hard_state.vote
-        granted = (
-            message.term == self.term
-            and vote in (None, sender)
-            and self._term_leader in (None, sender)
-            and self._up_to_date(message)
-        )
-        signature = b""
-        if granted:
-            self._log.writes.remember(HardState(self.term, sender))
-            self._reset_timer()
-            if isinstance(self._state, Campaign):
-                self._become_follower(self.term, None)
-            signature = self._signer.vote(self.term, sender)
-        self._outbox.send(sender, VoteReply(self.term, granted, signature))
-
-    def _step_vote_reply(self, sender: NodeId, message: PreVoteReply | VoteReply) -> None:
-        """Counted only for the question now being asked, of this kind and in this term."""
-        if not message.granted:
-            if message.term > self.term:
-                self._become_follower(message.term, None)
-            return
-        wanted = Role.PRE_CANDIDATE if isinstance(message, PreVoteReply) else Role.CANDIDATE
-        campaign = self._state
-        if isinstance(campaign, Campaign) and campaign.role is wanted and campaign.term == message.term:
-            self._count(campaign, sender)
+        return Ready(self._outbox.take(), *batch, committed=self._commit.take_news(), reads=self._answers.take())
 
     # replication
 
@@ -419,16 +398,16 @@ class RaftCore:
         if message.term < self.term:
             self._outbox.send(sender, AppendReply(self.term, Answer.CONFLICT, 0))
             return False
-        if message.term == self.term and self._term_leader not in (None, sender):
-            raise ProtocolViolation(sender, f"leads term {self.term}, which {self._term_leader} leads")
+        if message.term == self.term and self._elections.term_leader not in (None, sender):
+            raise ProtocolViolation(sender, f"leads term {self.term}, which {self._elections.term_leader} leads")
         if self.leader != sender or message.term > self.term:
-            self._become_follower(message.term, sender)
+            self._elections.become_follower(message.term, sender)
         following = self._state
         if not isinstance(following, Following):
             raise InvariantViolation("whoever takes an Append follows")
-        self._term_leader = sender
+        self._elections.term_leader = sender
         following.heard_tick = self._now
-        self._reset_timer()
+        self._elections.reset_timer()
         height = self._commit.height
         try:
             return following.step(message)
@@ -437,22 +416,33 @@ class RaftCore:
 
     def _step_append_reply(self, sender: NodeId, message: AppendReply) -> None:
         if message.term > self.term:
-            self._become_follower(message.term, None)
+            self._elections.become_follower(message.term, None)
         elif message.term == self.term and isinstance(self._state, Leadership):
             self._commit_may_move(self._state.step(sender, message, self._now))
-            if self._state.refused_by_quorum:
-                self._barred_for = message.reason
-                self._step_down("a quorum refuses its block")
+            if isinstance(self._state, Leadership) and self._state.refused_by_quorum:
+                self._elections.barred_for = message.reason
+                self._elections.step_down("a quorum refuses its block")
 
     def _commit_may_move(self, moved: bool) -> None:
         if moved:
             self._acknowledger.forget(self._commit.height)
             if isinstance(self._state, Leadership):
                 self._state.tell_commit(self._now)
+                if self._state.removed:
+                    self._state.hand_over(self._now)
+                    self._elections.step_down("it is no longer a voter")
+
+    def _check_certified_steps(self, sender: NodeId, blocks: CertifiedBlocks) -> None:
+        """Refuse blocks whose membership takes a step that none may take."""
+        log = self._log
+        fresh = [entry for entry in blocks.entries if entry.height > max(self._commit.height, log.base_height)]
+        if any(entry.configuration is not None for entry in fresh):
+            check_steps(sender, log.configurations.at(fresh[0].height - 1), fresh)
 
     def _take_certified(self, blocks: CertifiedBlocks) -> None:
         """Append what the certificate proves, over whatever uncommitted blocks stand in its way."""
         log, certificate = self._log, blocks.certificate
+        before = log.configurations.current
         for index, entry in enumerate(blocks.entries):
             own = log.term_hash(entry.height)
             if own is not None and own[1] == entry.hash:
@@ -468,4 +458,23 @@ class RaftCore:
                 raise Contradiction("a certified chain denies this node's", certificate, *held)
             else:
                 replace_from(self._parts, blocks.entries[index:])
-            return
+            break
+        if log.configurations.current != before:
+            self._elections.abandon_campaign()
+
+    # reads
+
+    def _step_read_index(self, sender: NodeId, message: ReadIndex) -> None:
+        if message.term > self.term:
+            self._elections.become_follower(message.term, None)
+        serves = message.term == self.term and sender in self.configuration.members
+        if serves and isinstance(self._state, Leadership):
+            self._state.read(sender, message.request, self._now)
+        else:
+            self._outbox.send(sender, ReadIndexReply(self.term, message.request, None))
+
+    def _step_read_index_reply(self, sender: NodeId, message: ReadIndexReply) -> None:
+        if message.term > self.term:
+            self._elections.become_follower(message.term, None)
+        elif message.term == self.term and isinstance(self._state, Following) and self._state.leader == sender:
+            self._state.answered(message, self._now)

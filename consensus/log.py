@@ -37,6 +37,8 @@ class Log:
         self._first = restored.last_height + 1
         self._recent_bytes = 0
         self.last_height = restored.last_height
+        require(restored.last_height >= restored.base_height, "the log does not end below its base")
+        require(self.configurations.newest_height <= self.last_height, "a configuration is of a block in the log")
         self.last_term, self.last_hash = self._require_term_hash(restored.last_height)
         require(restored.hard_state.term >= self.last_term, "the stored term is not below the log's newest")
 
@@ -116,6 +118,16 @@ class Log:
         self.writes.truncate(height)
         self.configurations.truncate_from(height)
         self.last_term, self.last_hash = self._require_term_hash(height - 1)
+
+    def compact(self, height: int) -> None:
+        """Make `height`, durable and certified, the base: what is below is asked for no longer."""
+        found = self._require_term_hash(height)
+        require(self.base_height <= height <= self.durable_height, "only what is durable is compacted")
+        for dropped in range(self._first, min(height, self.last_height) + 1):
+            self._recent_bytes -= len(self._recent.pop(dropped).data)
+        self._first = max(self._first, height + 1)
+        self.base_height, self._base = height, found
+        self.configurations.compact(height)
 
     def forget_old(self) -> None:
         """Drop the oldest durable blocks from memory until it is within its bounds."""

@@ -12,10 +12,28 @@ NodeId = str
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Who votes and who only follows; ascending, disjoint. In effect from the entry that appends it."""
+    """Who votes and who only follows; ascending, `learners` disjoint from the rest. In effect from its entry on.
+
+    `old_voters` are set while the configuration is joint: then a quorum is one of `voters` and one of `old_voters`.
+    """
 
     voters: tuple[NodeId, ...]
     learners: tuple[NodeId, ...] = ()
+    old_voters: tuple[NodeId, ...] = ()
+
+    @property
+    def joint(self) -> bool:
+        return bool(self.old_voters)
+
+    @property
+    def electorate(self) -> tuple[NodeId, ...]:
+        """Whoever has a say: the voters, and the old ones while joint; ascending."""
+        return tuple(sorted({*self.voters, *self.old_voters}))
+
+    @property
+    def members(self) -> tuple[NodeId, ...]:
+        """Everyone the leader sends to: the electorate and the learners; ascending."""
+        return tuple(sorted({*self.voters, *self.old_voters, *self.learners}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +59,22 @@ class Certificate:
     height: int
     hash: bytes
     signatures: tuple[tuple[NodeId, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a block goes: all of it that the core decides and the block's header must say.
+
+    `configuration` is in effect at this block. `change` says that this block brings it, out of a vote of the members;
+    `proof` is set where the block leaves a joint configuration, and certifies the block's parent.
+    """
+
+    height: int
+    term: int
+    parent: bytes
+    configuration: Configuration
+    change: bool = False
+    proof: Certificate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +108,12 @@ class PreVoteReply:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """A candidate asks for a vote in `term`."""
+    """A candidate asks for a vote in `term`. `transfer`: its leader told it to; that it is heard is no objection."""
 
     term: int
     last_height: int
     last_term: int
+    transfer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +127,10 @@ class VoteReply:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Entries after `prev_height`; with none of them it is the heartbeat. Carries the newest certificate."""
+    """Entries after `prev_height`; with none of them it is the heartbeat. Carries the newest certificate.
+
+    `round` counts up within the term; the answers echo it, which proves to the leader that it still led since.
+    """
 
     term: int
     prev_height: int
@@ -100,6 +138,7 @@ class Append:
     prev_hash: bytes
     entries: tuple[Entry, ...]
     certificate: Certificate | None
+    round: int = 0
 
 
 class Answer(Enum):
@@ -111,13 +150,17 @@ class Answer(Enum):
 
 
 class Reason(Enum):
-    """Why a follower refuses a block that the log rules would allow."""
+    """Why a follower refuses a block that the log rules would allow.
+
+    BEHIND is no verdict: the follower has not executed far enough to judge, and wants to be asked again.
+    """
 
     NONE = ""
     BAD_TIME = "bad_time"
     BAD_ROOTS = "bad_roots"
     BAD_SIGNATURE = "bad_signature"
     BAD_STRUCTURE = "bad_structure"
+    BEHIND = "behind"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +170,7 @@ class AppendReply:
     CONFLICT: the log has no `rejected_height` with the term and hash that the leader named; the common prefix is not
     above `height`, whose term here is `hint_term`.
     REFUSED: the block at `height` breaks a rule of the ledger, which `reason` names.
+    `round` is the newest that the follower heard in this term. `stopping`: it is about to stop; hand it nothing.
     """
 
     term: int
@@ -136,6 +180,43 @@ class AppendReply:
     hint_term: int = 0
     acknowledgements: tuple[Acknowledgement, ...] = ()
     reason: Reason = Reason.NONE
+    round: int = 0
+    stopping: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TimeoutNow:
+    """The leader of `term` to the voter that shall lead next: campaign at once. (Ongaro, section 3.10)"""
+
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadIndex:
+    """A follower asks the leader of `term` how high a linearizable read must wait. (Ongaro, section 6.4)"""
+
+    term: int
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadIndexReply:
+    """What was committed when `request` was asked is at or below `height`; None: not known here, ask again."""
+
+    term: int
+    request: int
+    height: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadState:
+    """The answer to `read(token)`: the state after executing `height` shows every write acknowledged before.
+
+    None: there is no answer; ask again.
+    """
+
+    token: int
+    height: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +227,7 @@ class CertifiedBlocks:
     certificate: Certificate
 
 
-Message = PreVote | PreVoteReply | Vote | VoteReply | Append | AppendReply
+Message = PreVote | PreVoteReply | Vote | VoteReply | Append | AppendReply | TimeoutNow | ReadIndex | ReadIndexReply
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +254,7 @@ class Ready:
        (if not None). Then call `persisted(seq)`. Batches are written in order of `seq`; calls are cumulative.
        Where all three are empty `seq` is 0 and there is nothing to persist.
     3. Execute what `committed` now certifies: this node's log up to its height is final, and is on its disk.
+    4. Answer `reads`: each once this node has executed up to the height given.
     """
 
     messages: tuple[tuple[NodeId, Message], ...] = ()
@@ -181,3 +263,4 @@ class Ready:
     entries: tuple[Entry, ...] = ()
     hard_state: HardState | None = None
     committed: Certificate | None = None
+    reads: tuple[ReadState, ...] = ()

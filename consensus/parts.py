@@ -1,7 +1,9 @@
-"""What every role works with: the log, the commit, the outbox, this node's signature, and the settings."""
+"""What every role works with: the log, the commit, what goes out, this node's signature, and the settings."""
 
 from dataclasses import dataclass
 
+from consensus.answers import Answers
+from consensus.caution import Caution
 from consensus.commit import Acknowledger, Commit
 from consensus.log import Log
 from consensus.outbox import Outbox
@@ -16,6 +18,8 @@ class Parts:
     log: Log
     commit: Commit
     outbox: Outbox
+    answers: Answers
+    caution: Caution
     acknowledger: Acknowledger
     signer: Signer
 

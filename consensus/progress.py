@@ -21,20 +21,28 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class FollowerView:
-    """What may be shown of a follower: `match` is durable there, `silent_ticks` since its last answer."""
+    """What may be shown of a follower: `match` is durable there, `silent_ticks` since its last answer.
+
+    `heard`: it answered this leader at all. `stopping`: it said that it is about to stop.
+    """
 
     node_id: NodeId
     match: int
     state: State
     silent_ticks: int
+    heard: bool = True
+    stopping: bool = False
 
 
 @dataclass(slots=True)
 class Progress:
     """Flow control for one follower; nothing here commits anything.
 
-    Invariants: 0 <= match < next; `match` never falls; `inflight` ascends and lies in (match, next).
-    `probing` says that blocks were sent on a guess and not answered. `moved_tick` is when the window last moved.
+    Invariants: 0 <= match < next; `match` falls only where the follower `lost` its log; `inflight` ascends and lies
+    in (match, next): (height, data bytes) of each Append with blocks not yet answered, `inflight_bytes` their sum.
+    `round` is the newest that it echoed, `match_round` the leader's when `match` last rose. `heard` is false until
+    the first answer, whatever time `heard_tick` grants. `probing` says that blocks were sent on a guess and not
+    answered. `moved_tick` is when the window last moved.
     """
 
     next: int
@@ -43,32 +51,40 @@ class Progress:
     match: int = 0
     state: State = State.PROBE
     probing: bool = False
-    inflight: deque[int] = field(default_factory=deque)
+    inflight: deque[tuple[int, int]] = field(default_factory=deque)
+    inflight_bytes: int = 0
+    heard: bool = False
+    stopping: bool = False
+    round: int = 0
+    match_round: int = 0
 
     def check(self) -> None:
         require(0 <= self.match < self.next, "0 <= match < next")
 
-    def may_send(self, inflight_max: int) -> bool:
-        return not self.probing if self.state is State.PROBE else len(self.inflight) < inflight_max
+    def may_send(self, messages_max: int, bytes_max: int) -> bool:
+        if self.state is State.PROBE:
+            return not self.probing
+        return len(self.inflight) < messages_max and self.inflight_bytes < bytes_max
 
-    def sent(self, last: int, now: int) -> None:
-        """Blocks up to `last` left for the follower."""
+    def sent(self, last: int, size_bytes: int, now: int) -> None:
+        """Blocks up to `last` left for the follower, so much data in all."""
         if self.state is State.PROBE:
             self.probing = True
             return
         if not self.inflight:
             self.moved_tick = now
-        self.inflight.append(last)
+        self.inflight.append((last, size_bytes))
+        self.inflight_bytes += size_bytes
         self.next = last + 1
         self.check()
 
-    def accepted(self, height: int, now: int) -> None:
+    def accepted(self, height: int, now: int, leader_round: int) -> None:
         """The follower holds the leader's log up to `height`. Late and doubled answers change nothing."""
         if height > self.match:
-            self.match = height
+            self.match, self.match_round = height, leader_round
             self.moved_tick = now
-        while self.inflight and self.inflight[0] <= self.match:
-            self.inflight.popleft()
+        while self.inflight and self.inflight[0][0] <= self.match:
+            self.inflight_bytes -= self.inflight.popleft()[1]
         if self.state is State.PROBE:
             self.state, self.probing, self.next = State.REPLICATE, False, self.match + 1
             self.moved_tick = now
@@ -78,16 +94,29 @@ class Progress:
     def is_stale_conflict(self, rejected: int) -> bool:
         """Whether a conflict at `rejected` answers something that is no longer asked.
 
-        What the follower once accepted it holds: below `match` no conflict is believed.
+        What the follower once accepted it holds: below `match` no conflict is believed, unless it `is_loss`.
         """
         if rejected <= self.match:
             return True
         return self.state is State.PROBE and rejected != self.next - 1
 
+    def lost(self) -> None:
+        """The follower's disk no longer holds what it accepted: nothing is known of it."""
+        self.match = 0
+        self.probe(self.next)
+
+    def is_loss(self, rejected: int, round_heard: int) -> bool:
+        """Whether a conflict at or below `match` proves that the follower lost what it had accepted.
+
+        It does where it echoes a round that began after the acceptance arrived. No round yet: it may be an old one.
+        """
+        return 0 < rejected <= self.match and round_heard > self.match_round
+
     def probe(self, next_height: int) -> None:
         """Begin or go on guessing where the logs agree; `next_height` is above `match`."""
         self.state, self.probing = State.PROBE, False
         self.inflight.clear()
+        self.inflight_bytes = 0
         self.next = next_height
         self.check()
 

@@ -13,15 +13,17 @@ from msgspec import Meta
 
 from ledger.encoding import ITEMS_MAX, decode_as, encode
 from ledger.errors import Rejection
-from ledger.finality import NodeId
+from ledger.finality import CERTIFICATE_BYTES_MAX, NodeId
 from ledger.keys import Hash, Signature, SigningKey, sha256, tag, verify
+from ledger.membership import Change
 from ledger.merkle import root_of
 from ledger.transaction import Transaction, bodies_bytes, decode_transaction, transaction_hash
 
 BLOCK_HASH = tag("block")
 BLOCK_SIGNATURE = tag("block-signature")
-FORMAT = 1
-HEADER_BYTES_MAX = 4 * 1024
+FORMAT = 2
+# Room for a change of 64 voters and as many learners, or for the certificate of 64 of them.
+HEADER_BYTES_MAX = 1024 + CERTIFICATE_BYTES_MAX
 
 # What the bodies that one block names weigh in all: what a node must hold in memory to take the block whole.
 BLOCK_BODIES_BYTES_MAX = 16 * 1024 * 1024
@@ -30,10 +32,11 @@ Height = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`time` in ms; the roots are those after `executed_height`; `change` is a new configuration."""
+    """`time` in ms; the roots are those after `executed_height`; `configuration` is the digest of the one in effect
+    at this block. `change` begins a change of it; `proof`, the parent's certificate, ends a joint one."""
 
     chain: Hash
-    change: None
+    change: Change | None
     configuration: Hash
     count: Annotated[int, Meta(ge=0, le=10_000)]
     executed_height: Height
@@ -41,6 +44,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     height: Annotated[int, Meta(ge=1, le=2**53)]
     history_root: Hash
     parent: Hash
+    proof: Annotated[bytes, Meta(max_length=CERTIFICATE_BYTES_MAX)] | None
     proposer: NodeId
     state_root: Hash
     term: Annotated[int, Meta(ge=1, le=2**53)]
@@ -106,8 +110,9 @@ def decode_block(data: bytes, bytes_max: int, known: Callable[[bytes], Transacti
     header = decode_header(wire.header)
     transactions = []
     for item in wire.transactions:
-        found = known(transaction_hash(item)) if known else None
-        transactions.append(found if found is not None else decode_transaction(item))
+        own_hash = transaction_hash(item)
+        found = known(own_hash) if known else None
+        transactions.append(found if found is not None else decode_transaction(item, own_hash))
     if len({transaction.hash for transaction in transactions}) != len(transactions):
         raise Rejection("bad_block", "it holds the same signed transaction twice")
     if sum(map(bodies_bytes, transactions)) > BLOCK_BODIES_BYTES_MAX:
@@ -121,6 +126,12 @@ def header_of(data: bytes) -> tuple[Header, bytes]:
     """Header and hash of a whole block's bytes, its transactions left undecoded. Raises Rejection."""
     wire = decode_as(_Wire, data, len(data))
     return decode_header(wire.header), block_hash(wire.header)
+
+
+def stored_header(data: bytes) -> tuple[bytes, bytes]:
+    """Header and signature, as bytes, of a block that was checked before it was stored."""
+    wire = _stored_wire.decode(data)
+    return wire.header, wire.signature
 
 
 def stored_transactions(data: bytes) -> list[bytes]:

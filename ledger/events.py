@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import assert_never
 
-from ledger.contracts import HANDLERS, Action, identity, records
+from ledger.contracts import HANDLERS, Action, identity, network, records
 from ledger.contracts.context import BodyReference
 from ledger.errors import Rejection
 from ledger.execution import OK, TxResult
@@ -144,7 +144,7 @@ def _accounts(action: Action) -> tuple[bytes, ...]:
             return (account_id(action.key),)
         case identity.Rotate() | identity.Revoke():
             return (action.account,)
-        case records.Add() | records.Amend():
+        case network.Propose() | network.Vote() | records.Add() | records.Amend():
             return ()
         case _:
             assert_never(action)
@@ -152,7 +152,7 @@ def _accounts(action: Action) -> tuple[bytes, ...]:
 
 def _subjects(action: Action) -> tuple[bytes, ...]:
     match action:
-        case identity.Register() | identity.Rotate() | identity.Revoke():
+        case identity.Register() | identity.Rotate() | identity.Revoke() | network.Propose() | network.Vote():
             return ()
         case records.Add() | records.Amend():
             return (action.subject,)

@@ -9,7 +9,8 @@ duplicate                             first inclusion of this id
 unregistered, wrong_signer, revoked   `key` is the current key of the active account `by`
 a contract's code                     every action succeeds; else none of them happened
 
-That a transaction is well formed, of this chain and signed was checked before its block was accepted.
+That a transaction is well formed, of this chain and signed was checked before its block was accepted. What the block
+does to the membership comes before its transactions, as it is in effect from the block itself.
 
 Why the window of ids is enough: a transaction that executed at time t had until <= t + UNTIL_AHEAD_MAX_MS, so
 at any later time it is either within the window or expired. That holds only if the inclusion remembered is
@@ -26,8 +27,10 @@ from ledger.contracts import HANDLERS, identity, network
 from ledger.contracts.context import Context, Read
 from ledger.encoding import decode_as, encode
 from ledger.errors import Rejection
+from ledger.finality import Seal
 from ledger.genesis import Genesis
 from ledger.keys import Hash
+from ledger.membership import Change
 from ledger.merkle import root_of
 from ledger.transaction import UNTIL_AHEAD_MAX_MS, Envelope, Transaction, check_time
 
@@ -110,9 +113,21 @@ class _BlockState:
         return self.seen[key]
 
 
-def execute(header_time_ms: int, height: int, transactions: Sequence[Transaction], view: StateView) -> Outcome:
-    """Execute the block of this height and time over the state that `view` shows."""
+def execute(
+    header_time_ms: int,
+    height: int,
+    transactions: Sequence[Transaction],
+    view: StateView,
+    reconfiguration: Change | Seal | None = None,
+) -> Outcome:
+    """Execute the block of this height and time over the state that `view` shows.
+
+    `reconfiguration` is the header's change; or where the header has a proof the parent's seal: the proof, and the
+    parent's header and signature. Raises Rejection("bad_change") for what no block may do to the membership.
+    """
     state = _BlockState(view)
+    if reconfiguration is not None:
+        state.writes.update(network.reconfigured(state.read, reconfiguration, height))
     included: set[bytes] = set()
     results = []
     for transaction in transactions:
@@ -142,6 +157,7 @@ def admit(transaction: Transaction, read: Read, time_ms: int) -> identity.Accoun
     check_time(transaction.envelope, time_ms)
     account = check_member(read, transaction.envelope)
     identity.check_new_keys(transaction.envelope.actions)
+    network.check_new_keys(transaction.envelope.actions)
     return account
 
 

@@ -4,7 +4,8 @@ A voter acknowledges a block once it is durable on its own disk. A quorum of ack
 its certificate, and through the hash chain commits every ancestor. Votes in elections are signed the same
 way, so that a node that contradicts itself leaves evidence.
 
-How large a quorum is stands in `quorum` alone; nothing else here depends on it.
+How large a quorum is stands in `quorum` alone; nothing else here depends on it. Whose signatures are counted is the
+configuration in effect at the block's height, see `membership`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,22 +20,11 @@ from ledger.keys import Hash, Signature, SigningKey, sha256, tag, verify
 
 ACKNOWLEDGEMENT = tag("acknowledgement")
 VOTE = tag("vote")
-CONFIGURATION = tag("configuration")
 FORMAT = 1
 VOTERS_MAX = 64
 CERTIFICATE_BYTES_MAX = 16 * 1024
 
 NodeId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}\Z")]
-
-
-class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who votes and who only follows, each list ascending. In effect from the block that appends it."""
-
-    learners: list[NodeId]
-    voters: list[NodeId]
-
-    def digest(self) -> bytes:
-        return sha256(CONFIGURATION, encode({"learners": self.learners, "voters": self.voters}))
 
 
 class NodeSignature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +43,14 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def encode(self) -> bytes:
         return encode(self)
+
+
+class Seal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A certified header: the canonical bytes of both, and the proposer's signature."""
+
+    certificate: bytes
+    header: bytes
+    signature: Signature
 
 
 def make_certificate(term: int, height: int, block: bytes, signatures: Iterable[tuple[str, bytes]]) -> Certificate:
@@ -103,22 +101,28 @@ def verify_vote(public_key: bytes, chain: bytes, term: int, candidate: str, sign
     return verify(public_key, VOTE, vote_digest(chain, term, candidate), signature)
 
 
-def verify_certificate(certificate: Certificate, chain: bytes, voter_keys: Mapping[str, bytes]) -> None:
-    """Raise Rejection("bad_certificate") unless a quorum of `voter_keys` signed this very block.
+def verify_certificate(
+    certificate: Certificate, chain: bytes, voters: Mapping[str, bytes], old_voters: Mapping[str, bytes] | None = None
+) -> None:
+    """Raise Rejection("bad_certificate") unless a quorum of `voters` signed this very block, and while the
+    configuration at its height is joint also a quorum of `old_voters`.
 
-    `voter_keys` maps each voter of the configuration at that height to its public key. Every signature
-    present must be a voter's and must verify, so that no bit of a certificate is free.
+    Both map each voter to its public key. Every signature present must be a voter's and must verify, so that no bit
+    of a certificate is free.
     """
     names = [entry.node for entry in certificate.signatures]
     if certificate.format != FORMAT:
         raise Rejection("unknown_format", f"certificate format {certificate.format}")
     if names != sorted(set(names)):
         raise Rejection("bad_certificate", "signers are not distinct and ascending")
-    if len(names) < quorum(len(voter_keys)):
-        raise Rejection("bad_certificate", f"{len(names)} of {len(voter_keys)} voters are no quorum")
+    for electorate in (voters,) if old_voters is None else (voters, old_voters):
+        signed = sum(node in electorate for node in names)
+        if signed < quorum(len(electorate)):
+            raise Rejection("bad_certificate", f"{signed} of {len(electorate)} voters are no quorum")
+    keys = {**(old_voters or {}), **voters}
     digest = acknowledgement_digest(chain, certificate.term, certificate.height, certificate.hash)
     for entry in certificate.signatures:
-        public_key = voter_keys.get(entry.node)
+        public_key = keys.get(entry.node)
         if public_key is None:
             raise Rejection("bad_certificate", f"{entry.node} is no voter")
         if not verify(public_key, ACKNOWLEDGEMENT, digest, entry.signature):

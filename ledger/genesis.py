@@ -8,8 +8,9 @@ from msgspec import Meta
 
 from ledger.encoding import decode_as, encode
 from ledger.errors import Rejection
-from ledger.finality import Configuration, NodeId
+from ledger.finality import NodeId
 from ledger.keys import PublicKey, is_valid_key, sha256, tag
+from ledger.membership import Configuration
 from ledger.node_cert import DER_BYTES_MAX, certificate_key
 
 GENESIS = tag("genesis")
@@ -18,12 +19,22 @@ GENESIS_BYTES_MAX = 1024 * 1024
 GENESIS_JSON_CHARACTERS_MAX = 2 * GENESIS_BYTES_MAX
 
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Kind = Literal["hospital", "insurer", "board", "other"]
+# host:port, the port from 1 to 65535.
+Address = Annotated[
+    str,
+    Meta(
+        max_length=261,
+        pattern=r"^[A-Za-z0-9.\-\[\]:]{1,255}:"
+        r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])\Z",
+    ),
+]
 
 
 class Organisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admin_keys: Annotated[list[PublicKey], Meta(min_length=1, max_length=16)]
     id: NodeId
-    kind: Literal["hospital", "insurer", "board", "other"]
+    kind: Kind
     name: Name
 
 
@@ -60,9 +71,13 @@ class Genesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return sha256(GENESIS, self.encode())
 
     def configuration(self) -> Configuration:
+        """The one in effect until the first change."""
         return Configuration(
-            voters=sorted(node.id for node in self.nodes if node.role == "voter"),
-            learners=sorted(node.id for node in self.nodes if node.role == "learner"),
+            learners=[node.id for node in self.nodes if node.role == "learner"],
+            left=None,
+            old_voters=None,
+            steps=0,
+            voters={node.id: certificate_key(node.certificate) for node in self.nodes if node.role == "voter"},
         )
 
     def node_keys(self) -> dict[str, bytes]:

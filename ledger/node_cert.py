@@ -13,10 +13,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.x509.oid import NameOID
 
 from ledger.errors import Rejection
+from ledger.keys import SIGNATURE_BYTES, is_valid_key, verify
 
 _BEGIN = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
 _END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 DER_BYTES_MAX = 1024
+
+# What `make_certificate` writes, in DER (X.690): tag, length, content. Ed25519 is 1.3.101.112.
+_ALGORITHM = bytes.fromhex("300506032b6570")
+_SIGNATURE_HEAD = bytes.fromhex("034100")
+# Critical BasicConstraints that say: no authority.
+_EXTENSIONS = bytes.fromhex("a310300e300c0603551d130101ff04023000")
+_VERSION_3 = bytes.fromhex("a003020102")
+_VALIDITY = b"\x30\x20\x17\x0d000101000000Z\x18\x0f99991231235959Z"
+_COMMON_NAME = bytes.fromhex("0603550403")
+_KEY_HEAD = bytes.fromhex("302a300506032b6570032100")
 
 
 def make_certificate(seed: bytes, node_id: str) -> bytes:
@@ -52,9 +63,35 @@ def certificate_key(der: bytes) -> bytes:
     return key.public_bytes_raw()
 
 
+def standard_key(der: bytes, node_id: str) -> bytes:
+    """The raw key in a certificate that is, byte for byte, what `make_certificate` gives for this node.
+
+    For execution, where every node must find the same: no X.509 library decides, whose verdict could change with its
+    version. Raises Rejection("bad_certificate") for any other bytes, or a signature that does not verify.
+    """
+    tail = SIGNATURE_BYTES + len(_SIGNATURE_HEAD) + len(_ALGORITHM) + len(_EXTENSIONS)
+    key, signature = der[-tail - 32 : -tail], der[-SIGNATURE_BYTES:]
+    if len(der) > DER_BYTES_MAX or not is_valid_key(key):
+        raise Rejection("bad_certificate", "it holds no Ed25519 key where one stands")
+    signed = _signed_part(key, node_id.encode("ascii"))
+    if der != _der(0x30, signed + _ALGORITHM + _SIGNATURE_HEAD + signature):
+        raise Rejection("bad_certificate", f"it is not of the one form that a certificate of {node_id} has")
+    if not verify(key, b"", signed, signature):
+        raise Rejection("bad_certificate", "its signature does not verify")
+    return key
+
+
 def certificate_pem(der: bytes) -> str:
     """The same certificate as PEM text, which TLS libraries want."""
     return x509.load_der_x509_certificate(der).public_bytes(serialization.Encoding.PEM).decode("ascii")
+
+
+def certificate_from_pem(pem: bytes) -> bytes:
+    """The DER of a PEM certificate, or Rejection("bad_certificate")."""
+    try:
+        return x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
+    except ValueError:
+        raise Rejection("bad_certificate", "not a PEM certificate") from None
 
 
 def key_pem(seed: bytes, passphrase: bytes | None) -> bytes:
@@ -76,3 +113,18 @@ def seed_from_pem(pem: bytes, passphrase: bytes | None) -> bytes:
     if not isinstance(key, Ed25519PrivateKey):
         raise Rejection("bad_key_file", "the key is not Ed25519")
     return key.private_bytes_raw()
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    length = len(content)
+    if length < 0x80:
+        return bytes((tag, length)) + content
+    size = length.to_bytes((length.bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(size))) + size + content
+
+
+def _signed_part(key: bytes, node_id: bytes) -> bytes:
+    serial = int.from_bytes(key[:16], "big") >> 1 or 1
+    name = _der(0x30, _der(0x31, _der(0x30, _COMMON_NAME + _der(0x0C, node_id))))
+    number = _der(0x02, serial.to_bytes(serial.bit_length() // 8 + 1, "big"))
+    return _der(0x30, _VERSION_3 + number + _ALGORITHM + name + _VALIDITY + name + _KEY_HEAD + key + _EXTENSIONS)

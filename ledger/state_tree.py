@@ -46,6 +46,7 @@ _key_hash = sha256_after(tag("state-key"))
 _leaf_hash = sha256_after(tag("state-leaf"))
 _inner_hash = sha256_after(tag("state-inner"))
 _begin_inner = hashlib.sha256(tag("state-inner")).copy
+_value_hash = hashlib.sha256
 
 # What stands in a slot, as a page's bytes hold it: nothing, a leaf (tree key and value hash), or a child's hash.
 _Slot = bytes
@@ -137,8 +138,8 @@ def update(read_page: ReadPage, changes: Mapping[str, bytes | None]) -> tuple[by
     """
     ordered: list[_Change] = []
     for key, value in changes.items():
-        place = tree_key(key)
-        ordered.append((place, b"" if value is None else place + sha256(value)))
+        place = _key_hash(key.encode())
+        ordered.append((place, b"" if value is None else place + _value_hash(value).digest()))
     ordered.sort()
     pages: dict[bytes, Page | None] = {}
     before = read_page(b"")
@@ -265,8 +266,19 @@ def _page(before: Page, touched: list[tuple[int, _Slot]]) -> Page:
     slots, nodes, crowded, leaves = before.slots.copy(), before.nodes.copy(), before.crowded, before.leaves
     ahead = len(touched)
     for number, slot in touched:
-        slots[number] = slot
         node = _SLOTS + number
+        # Up to the page's own node, or to one that the next touched slot will pass too.
+        ahead -= 1
+        stop = node >> (number ^ touched[-ahead][0]).bit_length() if ahead else 0
+        if len(slots[number]) == HASH_BYTES == len(slot):
+            # A child stays a child: whatever lies above it stays crowded.
+            slots[number] = nodes[node] = slot
+            while (node := node >> 1) != stop:
+                hasher = _begin_inner()
+                hasher.update(nodes[2 * node] + nodes[2 * node + 1])
+                nodes[node] = hasher.digest()
+            continue
+        slots[number] = slot
         if len(slot) == HASH_BYTES:
             nodes[node] = slot
             crowded |= 1 << node
@@ -279,14 +291,7 @@ def _page(before: Page, touched: list[tuple[int, _Slot]]) -> Page:
             nodes[node] = EMPTY
             crowded &= ~(1 << node)
             leaves &= ~(1 << number)
-        # Up to the page's own node, or to one that the next touched slot will pass too.
-        ahead -= 1
-        passed_later = _SLOTS + touched[-ahead][0] if ahead else 0
-        while node > 1:
-            node >>= 1
-            passed_later >>= 1
-            if node == passed_later:
-                break
+        while (node := node >> 1) != stop:
             left, right = nodes[2 * node], nodes[2 * node + 1]
             # EMPTY is compared by identity: the only one that arises in here, and cheaper.
             if left is EMPTY and not crowded >> 2 * node + 1 & 1:
@@ -296,7 +301,7 @@ def _page(before: Page, touched: list[tuple[int, _Slot]]) -> Page:
                 nodes[node] = left
                 crowded &= ~(1 << node)
             else:
-                # `_inner_hash`, spelt out: most of all hashes are made in this place.
+                # `_inner_hash`, spelt out: nearly all hashes are made here and above.
                 hasher = _begin_inner()
                 hasher.update(left + right)
                 nodes[node] = hasher.digest()

@@ -97,9 +97,12 @@ def sign_transaction(envelope: Envelope, key: SigningKey) -> Transaction:
     return decode_transaction(encode({"body": body, "signature": signature}))
 
 
-def decode_transaction(data: bytes) -> Transaction:
-    """Parse; the signature is `check_signature`'s. Raises Rejection: too_large, not_canonical, unsigned,
-    unknown_format, unknown_action, bad_structure."""
+def decode_transaction(data: bytes, own_hash: bytes | None = None) -> Transaction:
+    """Parse; the signature is `check_signature`'s. `own_hash` is the `transaction_hash` of `data`, from whoever has
+    looked it up by that already.
+
+    Raises Rejection: too_large, not_canonical, unsigned, unknown_format, unknown_action, bad_structure.
+    """
     try:
         signed = decode_as(_Wire, data, ENVELOPE_BYTES_MAX)
     except Rejection:
@@ -122,7 +125,7 @@ def decode_transaction(data: bytes) -> Transaction:
     return Transaction(
         envelope=envelope,
         id=_id_of(digest),
-        hash=transaction_hash(data),
+        hash=own_hash or transaction_hash(data),
         data=data,
         body_digest=digest,
         signature=signed.signature,

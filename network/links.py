@@ -184,7 +184,7 @@ class Link:
         certificate = peer_socket.get_extra_info("ssl_object").getpeercert(binary_form=True)
         if not same_certificate(self.peer.certificate, certificate):
             raise Rejection("wrong_certificate", "another member answers at this address")
-        hello = self._dialler.greeter.hello()
+        hello = self._dialler.greeter.hello(self.peer_id)
         self._saw("out", hello)
         await peer_socket.send_bytes(hello)
         frame = await _frame(peer_socket)

@@ -23,7 +23,7 @@ from ledger.keys import Hash, Signature
 from ledger.transaction import BODIES_MAX, BODY_BYTES_MAX, ENVELOPE_BYTES_MAX
 from network.port import SharedTransaction
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 KIB, MIB = 1024, 1024 * 1024
 BLOCK_BYTES_MAX = 8 * MIB + HEADER_BYTES_MAX + 64 * KIB
@@ -34,6 +34,9 @@ BLOCKS_BYTES_MAX = 16 * MIB
 BLOCKS_MAX = 4_096
 BODIES_BYTES_MAX = 4 * MIB
 COMMITMENTS_MAX = 4_096
+MANIFEST_BYTES_MAX = 1 * MIB
+PROOF_BYTES_MAX = 14 * MIB
+CHUNK_BYTES_MAX = 1 * MIB
 ANNOUNCE_IDS_MAX = 1_024
 # A transaction with all its bodies; what is larger cannot be gossiped, and must be refused where it enters.
 TRANSACTION_BYTES_MAX = 16 * MIB
@@ -65,12 +68,40 @@ class _Shape(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     """Everything on the wire: positional, immutable, with no field more or less than named."""
 
 
+class VoteShown(_Shape, frozen=True):
+    term: Number
+    candidate: NodeId
+    signature: Signature
+
+
+class AcknowledgementShown(_Shape, frozen=True):
+    term: Number
+    height: Number
+    hash: Hash
+    signature: Signature
+
+
+class HeaderShown(_Shape, frozen=True):
+    header: Annotated[bytes, Meta(max_length=HEADER_BYTES_MAX)]
+    signature: Signature
+
+
+class Statements(_Shape, frozen=True):
+    vote: VoteShown | None
+    acknowledgement: AcknowledgementShown | None
+    header: HeaderShown | None
+
+
 class Hello(msgspec.Struct, array_like=True, frozen=True):
-    """The first message each way. Later versions may append fields, so that each side can name what differs."""
+    """The first message each way, and what its sender holds from the receiver under that one's signature.
+
+    Later versions may append fields, so that each side can name what differs.
+    """
 
     version: Number
     chain: Annotated[bytes, Meta(max_length=64)]
     node: Annotated[str, Meta(max_length=64)]
+    statements: Statements | None = None
 
 
 class Goodbye(_Shape, frozen=True):
@@ -95,6 +126,7 @@ class Vote(_Shape, frozen=True):
     term: Number
     last_height: Number
     last_term: Number
+    transfer: bool
 
 
 class VoteReply(_Shape, frozen=True):
@@ -108,6 +140,7 @@ class VoteReply(_Shape, frozen=True):
 class Configuration(_Shape, frozen=True):
     voters: Annotated[tuple[NodeId, ...], Meta(max_length=VOTERS_MAX)]
     learners: Annotated[tuple[NodeId, ...], Meta(max_length=VOTERS_MAX)]
+    old_voters: Annotated[tuple[NodeId, ...], Meta(max_length=VOTERS_MAX)]
 
 
 class Entry(_Shape, frozen=True):
@@ -133,6 +166,7 @@ class Append(_Shape, frozen=True):
     prev_hash: Hash
     entries: Annotated[tuple[Entry, ...], Meta(max_length=APPEND_ENTRIES_MAX)]
     certificate: Certificate | None
+    round: Number
 
 
 class Acknowledgement(_Shape, frozen=True):
@@ -151,6 +185,23 @@ class AppendReply(_Shape, frozen=True):
     hint_term: Number
     acknowledgements: Annotated[tuple[Acknowledgement, ...], Meta(max_length=ACKNOWLEDGEMENTS_MAX)]
     reason: consensus.Reason
+    round: Number
+    stopping: bool
+
+
+class TimeoutNow(_Shape, frozen=True):
+    term: Number
+
+
+class ReadIndex(_Shape, frozen=True):
+    term: Number
+    request: Number
+
+
+class ReadIndexReply(_Shape, frozen=True):
+    term: Number
+    request: Number
+    height: Number | None
 
 
 class GetBlocks(_Shape, frozen=True):
@@ -162,11 +213,15 @@ class GetBlocks(_Shape, frozen=True):
 
 
 class Blocks(_Shape, frozen=True):
-    """The answer: as stored, consecutive, ending at the block of the certificate. Empty: there are none."""
+    """The answer: as stored, consecutive, ending at the block of the certificate. Empty: there are none.
+
+    Blocks up to `base` are pruned.
+    """
 
     request: Number
     blocks: Annotated[list[Annotated[bytes, Meta(max_length=BLOCK_BYTES_MAX)]], Meta(max_length=BLOCKS_MAX)]
     certificate: Annotated[bytes, Meta(max_length=CERTIFICATE_BYTES_MAX)] | None
+    base: Number
 
 
 class GetBodies(_Shape, frozen=True):
@@ -179,6 +234,35 @@ class Bodies(_Shape, frozen=True):
 
     request: Number
     bodies: Annotated[list[Annotated[bytes, Meta(max_length=BODY_BYTES_MAX)]], Meta(max_length=COMMITMENTS_MAX)]
+
+
+class GetSnapshot(_Shape, frozen=True):
+    """The newest snapshot that the peer has."""
+
+    request: Number
+
+
+class Snapshot(_Shape, frozen=True):
+    """The answer: its manifest and what proves it. Empty: there is none."""
+
+    request: Number
+    manifest: Annotated[bytes, Meta(max_length=MANIFEST_BYTES_MAX)]
+    proof: Annotated[bytes, Meta(max_length=PROOF_BYTES_MAX)]
+
+
+class GetChunk(_Shape, frozen=True):
+    """One chunk of the snapshot whose manifest has this id."""
+
+    request: Number
+    snapshot: Hash
+    index: Number
+
+
+class Chunk(_Shape, frozen=True):
+    """The answer. Empty: the peer has no such chunk (any more)."""
+
+    request: Number
+    data: Annotated[bytes, Meta(max_length=CHUNK_BYTES_MAX)]
 
 
 class Shared(_Shape, frozen=True):
@@ -229,7 +313,7 @@ def _kind(
 _CONTROL, _GOSSIP = Lane.CONTROL, Lane.GOSSIP
 
 KINDS = (
-    _kind(1, Hello, None, Stream.URGENT, 1 * KIB),
+    _kind(1, Hello, None, Stream.URGENT, HEADER_BYTES_MAX + 2 * KIB),
     _kind(2, Goodbye, None, Stream.URGENT, 1 * KIB),
     _kind(16, PreVote, _CONTROL, Stream.URGENT, 1 * KIB, consensus.PreVote),
     _kind(17, PreVoteReply, _CONTROL, Stream.URGENT, 1 * KIB, consensus.PreVoteReply),
@@ -237,10 +321,17 @@ KINDS = (
     _kind(19, VoteReply, _CONTROL, Stream.URGENT, 1 * KIB, consensus.VoteReply),
     _kind(20, Append, _CONTROL, Stream.BLOCKS, APPEND_BYTES_MAX, consensus.Append),
     _kind(21, AppendReply, _CONTROL, Stream.URGENT, 256 * KIB, consensus.AppendReply),
+    _kind(22, TimeoutNow, _CONTROL, Stream.URGENT, 1 * KIB, consensus.TimeoutNow),
+    _kind(23, ReadIndex, _CONTROL, Stream.URGENT, 1 * KIB, consensus.ReadIndex),
+    _kind(24, ReadIndexReply, _CONTROL, Stream.URGENT, 1 * KIB, consensus.ReadIndexReply),
     _kind(32, GetBlocks, _CONTROL, Stream.SYNC, 1 * KIB),
     _kind(33, Blocks, _CONTROL, Stream.SYNC, BLOCKS_BYTES_MAX + FRAMING_BYTES_MAX),
     _kind(34, GetBodies, _CONTROL, Stream.SYNC, COMMITMENTS_MAX * 34 + KIB),
     _kind(35, Bodies, _CONTROL, Stream.SYNC, BODIES_BYTES_MAX + FRAMING_BYTES_MAX),
+    _kind(36, GetSnapshot, _CONTROL, Stream.SYNC, 1 * KIB),
+    _kind(37, Snapshot, _CONTROL, Stream.SYNC, MANIFEST_BYTES_MAX + PROOF_BYTES_MAX + KIB),
+    _kind(38, GetChunk, _CONTROL, Stream.SYNC, 1 * KIB),
+    _kind(39, Chunk, _CONTROL, Stream.SYNC, CHUNK_BYTES_MAX + KIB),
     _kind(48, Transactions, _GOSSIP, Stream.GOSSIP, TRANSACTION_BYTES_MAX + FRAMING_BYTES_MAX),
     _kind(49, Announce, _GOSSIP, Stream.GOSSIP, ANNOUNCE_IDS_MAX * 34 + KIB),
     _kind(50, GetTransactions, _GOSSIP, Stream.GOSSIP, ANNOUNCE_IDS_MAX * 34 + KIB),

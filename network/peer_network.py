@@ -14,9 +14,13 @@ from network.messages import (
     Announce,
     Blocks,
     Bodies,
+    Chunk,
     GetBlocks,
     GetBodies,
+    GetChunk,
+    GetSnapshot,
     GetTransactions,
+    Snapshot,
     Transactions,
     kind_of,
 )
@@ -29,6 +33,7 @@ from network.port import (
     Peer,
     PeerStatus,
     SharedTransaction,
+    SnapshotOffer,
     Tap,
 )
 from network.server import PeerServer, ServerEvents
@@ -58,8 +63,9 @@ class PeerNetwork:
         self._handler = handler
         self._counters = counters
         self._tap = tap
-        self._greeter = Greeter(identity, chain)
+        self._greeter = Greeter(identity, chain, handler.statements_of, handler.on_statements)
         self._peers = self._others(peers)
+        self._entered = False
         self._links: dict[NodeId, Link] = {}
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
         self._gossip = Gossip(settings, handler, self._send, self._sending)
@@ -72,6 +78,10 @@ class PeerNetwork:
             GetBodies: self._sync.on_get_bodies,
             Blocks: self._sync.on_answer,
             Bodies: self._sync.on_answer,
+            GetSnapshot: self._sync.on_get_snapshot,
+            GetChunk: self._sync.on_get_chunk,
+            Snapshot: self._sync.on_answer,
+            Chunk: self._sync.on_answer,
         }
         # The last consensus message packed: the core often sends equal ones to several peers.
         self._packed: tuple[Message, Parcel] | None = None
@@ -104,12 +114,14 @@ class PeerNetwork:
             self._group.create_task(self._gossip.run()),
             self._group.create_task(self._raise_fault()),
         ]
+        self._entered = True
         self._dial_members()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._entered = False
         self._gossip.close()
         for task in [*self._own_tasks, *self._tasks.values()]:
             task.cancel()
@@ -129,8 +141,10 @@ class PeerNetwork:
         return self._address
 
     def set_peers(self, peers: Mapping[NodeId, Peer]) -> None:
-        """Replace the pins. Links of those who changed or left are cut; a removed one is told so."""
+        """Replace the pins, also before entering. Links of those who changed or left are cut; a removed one is told."""
         old, self._peers = self._peers, self._others(peers)
+        if not self._entered:
+            return
         self._server.pins = Pins(self._peers)
         self._tls.trust(self._server.pins.certificates())
         for peer_id, before in old.items():
@@ -185,6 +199,14 @@ class PeerNetwork:
         At most COMMITMENTS_MAX are asked for at once. Raises FetchFailed.
         """
         return await self._sync.fetch_bodies(peer, commitments)
+
+    async def fetch_snapshot(self, peer: NodeId) -> SnapshotOffer | None:
+        """The newest snapshot that `peer` has, unchecked; None where it has none. Raises FetchFailed."""
+        return await self._sync.fetch_snapshot(peer)
+
+    async def fetch_chunk(self, peer: NodeId, snapshot: bytes, index: int) -> bytes | None:
+        """One chunk of it, unchecked; None where the peer has it not (any more). Raises FetchFailed."""
+        return await self._sync.fetch_chunk(peer, snapshot, index)
 
     def _others(self, peers: Mapping[NodeId, Peer]) -> dict[NodeId, Peer]:
         return {peer_id: peer for peer_id, peer in peers.items() if peer_id != self._identity.node_id}

@@ -25,11 +25,20 @@ class SharedTransaction(NamedTuple):
 class BlockRange(NamedTuple):
     """Consecutive blocks as stored, ending at the block that `certificate` (canonical bytes) certifies.
 
-    No blocks and no certificate: nothing certified is held at the height that was asked for.
+    No blocks and no certificate: nothing certified is held at the height that was asked for. Blocks up to `base` are
+    pruned.
     """
 
     blocks: Sequence[bytes]
     certificate: bytes | None
+    base: int = 0
+
+
+class SnapshotOffer(NamedTuple):
+    """The manifest of a snapshot and what proves it, both as bytes and unchecked."""
+
+    manifest: bytes
+    proof: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,42 @@ class NetworkSettings:
     gossip_queue_bytes_max: int = 32 * 1024 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class VoteShown:
+    """The node that it is shown to voted for `candidate` in `term`, under its signature."""
+
+    term: int
+    candidate: NodeId
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AcknowledgementShown:
+    """The node that it is shown to said that this block was on its disk, under its signature."""
+
+    term: int
+    height: int
+    hash: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderShown:
+    """The canonical header of a block that the node it is shown to proposed, and its signature."""
+
+    header: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """The newest of each kind that one node holds from another, shown to that other whenever they connect."""
+
+    vote: VoteShown | None = None
+    acknowledgement: AcknowledgementShown | None = None
+    header: HeaderShown | None = None
+
+
 class Handler(Protocol):
     """What the node does with what peers send. Called on the event loop; none of these may block or wait.
 
@@ -118,6 +163,22 @@ class Handler(Protocol):
 
     def serve_bodies(self, commitments: Sequence[bytes], bytes_max: int) -> Sequence[bytes]:
         """The bodies held among these, in any order, stopping before `bytes_max` is passed."""
+        ...
+
+    def statements_of(self, peer: NodeId) -> Statements:
+        """What this node holds from the peer, to show it in the greeting."""
+        ...
+
+    def on_statements(self, peer: NodeId, statements: Statements) -> None:
+        """The peer shows what it holds from this node: before anything else that it says on the connection."""
+        ...
+
+    def serve_snapshot(self) -> SnapshotOffer | None:
+        """The newest snapshot held, if there is one that can be proved."""
+        ...
+
+    def serve_chunk(self, snapshot: bytes, index: int) -> bytes | None:
+        """A chunk of the snapshot with this id, if it is held."""
         ...
 
     def on_connected(self, peer: NodeId) -> None:

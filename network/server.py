@@ -210,7 +210,7 @@ class PeerServer:
                 await asyncio.sleep(0)
 
     async def _say_hello(self, peer_socket: web.WebSocketResponse, peer_id: NodeId) -> None:
-        hello = self._greeter.hello()
+        hello = self._greeter.hello(peer_id)
         self._saw("out", peer_id, hello)
         await peer_socket.send_bytes(hello)
 

@@ -1,4 +1,4 @@
-"""Blocks and bodies asked of one peer and answered by it.
+"""Blocks, bodies and snapshots asked of one peer and answered by it.
 
 A question leaves on this node's link to the peer, the answer comes on the peer's link to this node; a number joins
 them. An answer that nobody waits for (any more) is dropped and counted.
@@ -26,17 +26,24 @@ from network.messages import (
     BLOCKS_BYTES_MAX,
     BLOCKS_MAX,
     BODIES_BYTES_MAX,
+    CHUNK_BYTES_MAX,
     COMMITMENTS_MAX,
+    MANIFEST_BYTES_MAX,
+    PROOF_BYTES_MAX,
     Blocks,
     Bodies,
+    Chunk,
     GetBlocks,
     GetBodies,
+    GetChunk,
+    GetSnapshot,
+    Snapshot,
 )
-from network.port import BlockRange, Counters, FetchFailed, Handler, NetworkSettings
+from network.port import BlockRange, Counters, FetchFailed, Handler, NetworkSettings, SnapshotOffer
 
 REQUESTS_MAX = 16
 
-Answer = TypeVar("Answer", Blocks, Bodies)
+Answer = TypeVar("Answer", Blocks, Bodies, Snapshot, Chunk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +79,23 @@ class Sync:
         number = next(self._numbers)
         bytes_max = min(bytes_max, BLOCKS_BYTES_MAX)
         answer = await self._ask(number, peer, GetBlocks(number, from_height, bytes_max), Blocks)
-        return BlockRange(answer.blocks, answer.certificate)
+        return BlockRange(answer.blocks, answer.certificate, answer.base)
 
     async def fetch_bodies(self, peer: NodeId, commitments: Sequence[bytes]) -> dict[bytes, bytes]:
         number = next(self._numbers)
         asked = list(commitments[:COMMITMENTS_MAX])
         answer = await self._ask(number, peer, GetBodies(number, asked), Bodies, frozenset(asked))
         return {body_commitment(body): body for body in answer.bodies}
+
+    async def fetch_snapshot(self, peer: NodeId) -> SnapshotOffer | None:
+        number = next(self._numbers)
+        answer = await self._ask(number, peer, GetSnapshot(number), Snapshot)
+        return SnapshotOffer(answer.manifest, answer.proof) if answer.manifest else None
+
+    async def fetch_chunk(self, peer: NodeId, snapshot: bytes, index: int) -> bytes | None:
+        number = next(self._numbers)
+        answer = await self._ask(number, peer, GetChunk(number, snapshot, index), Chunk)
+        return answer.data or None
 
     async def _ask(
         self,
@@ -103,7 +120,7 @@ class Sync:
         finally:
             del self._questions[number]
 
-    def on_answer(self, sender: NodeId, message: Blocks | Bodies) -> None:
+    def on_answer(self, sender: NodeId, message: Blocks | Bodies | Snapshot | Chunk) -> None:
         """Rejection("bad_message") for an answer that is not one to its question; the link closes over it."""
         question = self._questions.get(message.request)
         if question is None or question.future.done() or question.peer != sender:
@@ -120,12 +137,24 @@ class Sync:
         if len(blocks) > BLOCKS_MAX or sum(map(len, blocks)) > BLOCKS_BYTES_MAX:
             self._counters.message_dropped("blocks", "too_large")
             return
-        self._send(sender, pack(Blocks(message.request, blocks, served.certificate)))
+        self._send(sender, pack(Blocks(message.request, blocks, served.certificate, served.base)))
 
     def on_get_bodies(self, sender: NodeId, message: GetBodies) -> None:
         bodies = list(self._handler.serve_bodies(message.commitments, BODIES_BYTES_MAX))
         assert sum(map(len, bodies)) <= BODIES_BYTES_MAX, "bodies are served up to bytes_max"
         self._send(sender, pack(Bodies(message.request, bodies)))
+
+    def on_get_snapshot(self, sender: NodeId, message: GetSnapshot) -> None:
+        offer = self._handler.serve_snapshot() or SnapshotOffer(b"", b"")
+        if len(offer.manifest) > MANIFEST_BYTES_MAX or len(offer.proof) > PROOF_BYTES_MAX:
+            self._counters.message_dropped("snapshot", "too_large")
+            return
+        self._send(sender, pack(Snapshot(message.request, offer.manifest, offer.proof)))
+
+    def on_get_chunk(self, sender: NodeId, message: GetChunk) -> None:
+        data = self._handler.serve_chunk(message.snapshot, message.index) or b""
+        assert len(data) <= CHUNK_BYTES_MAX, "chunks are cut to fit"
+        self._send(sender, pack(Chunk(message.request, data)))
 
     def on_disconnected(self, peer: NodeId) -> None:
         """What was asked of the peer will not be answered."""
@@ -134,7 +163,11 @@ class Sync:
                 question.future.set_exception(FetchFailed(peer, "disconnected"))
 
 
-def _fits(question: _Question, message: Blocks | Bodies) -> bool:
+def _fits(question: _Question, message: Blocks | Bodies | Snapshot | Chunk) -> bool:
     if isinstance(message, Blocks):
         return bool(message.blocks) == (message.certificate is not None)
+    if isinstance(message, Snapshot):
+        return bool(message.manifest) == bool(message.proof)
+    if isinstance(message, Chunk):
+        return True
     return all(body_commitment(body) in question.commitments for body in message.bodies)

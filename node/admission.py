@@ -79,11 +79,12 @@ class Admission:
     def _take(
         self, data: bytes, bodies: Sequence[bytes], source: Source, time_ms: int, read: Read
     ) -> Admitted | Rejection:
-        known = self._pool.by_hash(transaction_hash(data))
+        own_hash = transaction_hash(data)
+        known = self._pool.by_hash(own_hash)
         if known is not None:
             return Admitted(known, new=False)
         try:
-            transaction = decode_transaction(data)
+            transaction = decode_transaction(data, own_hash)
             if transaction.id in self._pool or self._executed(transaction.id):
                 return Admitted(transaction, new=False)
             if source == "peer" and self._logged(transaction.id):

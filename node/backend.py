@@ -13,6 +13,7 @@ from ledger.genesis import Genesis
 from ledger.request import ReadRequest
 from network.port import PeerStatus, SharedTransaction
 from node.admission import Admission
+from node.changes import Changes
 from node.http_types import (
     Evidence,
     ExecutedBlock,
@@ -20,6 +21,7 @@ from node.http_types import (
     Heights,
     Member,
     NetworkView,
+    PendingChange,
     StoredBlock,
     Submission,
     TxStatus,
@@ -27,6 +29,8 @@ from node.http_types import (
 from node.inspector import BLOCK_OVERHEAD_BYTES
 from node.metrics import Metrics
 from node.pool import Pool
+from node.reads import Reads
+from node.roster import Roster
 from node.tail import Tail
 from node.tracker import Tracker
 from storage.store import Store
@@ -45,6 +49,8 @@ class NodeBackend:
         core: RaftCore,
         store: Store,
         tracker: Tracker,
+        roster: Roster,
+        changes: Changes,
         admission: Admission,
         metrics: Metrics,
         *,
@@ -55,6 +61,8 @@ class NodeBackend:
         share: Callable[[Sequence[SharedTransaction]], None],
         admitted: Callable[[], None],
         executed: Callable[[int], Awaitable[None]],
+        reads: Reads,
+        ailment: Callable[[], str | None],
     ) -> None:
         self.genesis = genesis
         self.chain_id = genesis.chain_id()
@@ -63,6 +71,8 @@ class NodeBackend:
         self._core = core
         self._store = store
         self._tracker = tracker
+        self._roster = roster
+        self._changes = changes
         self._admission = admission
         self._now_ms = now_ms
         self._ready = ready
@@ -71,6 +81,8 @@ class NodeBackend:
         self._share = share
         self._admitted = admitted
         self._executed = executed
+        self._reads = reads
+        self._ailment = ailment
         self._bytes_max = genesis.parameters.block_bytes_max + BLOCK_OVERHEAD_BYTES
 
     def now_ms(self) -> int:
@@ -78,6 +90,9 @@ class NodeBackend:
 
     def ready(self) -> str | None:
         return self._ready()
+
+    def ailment(self) -> str | None:
+        return self._ailment()
 
     def fault(self, error: Exception) -> None:
         self._fault(error)
@@ -106,6 +121,9 @@ class NodeBackend:
     def receipt(self, tx_id: bytes) -> bytes:
         return self._store.receipt(tx_id)
 
+    def extend_receipt(self, data: bytes) -> bytes:
+        return self._store.extend_receipt(data)
+
     def heights(self) -> Heights:
         store = self._store
         return Heights(
@@ -113,11 +131,13 @@ class NodeBackend:
             committed=self._core.commit_height,
             executed=store.executed_height,
             sealed=store.sealed_height,
+            base=store.base.height,
         )
 
     def block(self, height: int) -> StoredBlock | None:
         if not 1 <= height <= self._store.executed_height:
             return None
+        self._require_kept(height)
         certificate = self._store.certificate(height)
         return StoredBlock(
             decode_block(self._store.block_data(height), self._bytes_max),
@@ -126,12 +146,16 @@ class NodeBackend:
 
     def executed_block(self, height: int) -> ExecutedBlock:
         store = self._store
+        self._require_kept(height)
         return ExecutedBlock(
             store.roots(height).time_ms, stored_transactions(store.block_data(height)), store.encoded_results(height)
         )
 
     async def executed(self, height: int) -> None:
         await self._executed(height)
+
+    async def confirm(self, timeout_s: float, *, sealed: bool) -> None:
+        await self._reads.confirm(timeout_s, sealed=sealed)
 
     def state(self, key: str) -> bytes | None:
         return self._store.get(key)
@@ -163,16 +187,17 @@ class NodeBackend:
         head_hash = store.term_hash(store.executed_height)
         roots = store.roots(store.executed_height)
         assert head_hash is not None, "the executed block is in the log"
-        organisation = next(node.organisation for node in self.genesis.nodes if node.id == self.node_id)
+        own = self._roster.records.get(self.node_id)
         return NetworkView(
             network=self.genesis.network,
             chain=self.chain_id.hex(),
             node=self.node_id,
-            organisation=organisation,
+            organisation=None if own is None else own.organisation,
             role=core.role.value,
             leader=core.leader,
             term=core.term,
             barred=core.barred,
+            amnesia=self._ailment() is not None,
             time=self._now_ms(),
             heights=self.heights(),
             head=Head(
@@ -181,6 +206,9 @@ class NodeBackend:
                 history_root=roots.history.hex(),
                 state_root=roots.state.hex(),
             ),
+            steps=store.configuration.steps,
+            joint=store.configuration.is_joint,
+            pending=self._pending(),
             members=self._members(),
             evidence=[Evidence(item.kind, item.node, item.proof) for item in store.evidence()],
         )
@@ -190,17 +218,36 @@ class NodeBackend:
         match_height = {follower.node_id: follower.match for follower in self._core.followers()}
         return [
             Member(
-                id=node.id,
-                organisation=node.organisation,
-                role=node.role,
-                address=node.address,
-                connected=node.id == self.node_id or (node.id in peers and peers[node.id].sending),
+                id=node_id,
+                organisation=record.organisation,
+                role=record.role,
+                address=record.address,
+                connected=node_id == self.node_id or (node_id in peers and peers[node_id].sending),
                 lag_blocks=(
-                    max(self._core.last_height - match_height[node.id], 0) if node.id in match_height else None
+                    max(self._core.last_height - match_height[node_id], 0) if node_id in match_height else None
                 ),
             )
-            for node in self.genesis.nodes
+            for node_id, record in self._roster.records.items()
+            if record.role != "removed"
         ]
+
+    def _pending(self) -> PendingChange | None:
+        pending = self._roster.pending
+        if pending is None:
+            return None
+        return PendingChange(
+            kind=pending.kind,
+            node=pending.node,
+            proposal=pending.proposal.hex(),
+            height=pending.height,
+            appended=pending.appended,
+            waits_for=self._changes.waits_for,
+        )
+
+    def _require_kept(self, height: int) -> None:
+        base = self._store.base.height
+        if height <= base:
+            raise Rejection("pruned", f"this node keeps no blocks up to height {base}")
 
     def _record_of(self, subject: bytes, record_id: bytes) -> Record:
         record = read_as(self._store.get, Record, record_path(record_id))

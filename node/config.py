@@ -22,6 +22,7 @@ EXAMPLE = "configs/node.example.toml"
 KIB, MIB = 1024, 1024 * 1024
 
 Preset = Literal["machine", "lan"]
+Join = Literal["snapshot", "replay"]
 Level = Literal["debug", "info", "warning", "error"]
 
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:\-]{1,255}\Z")]
@@ -36,6 +37,7 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
     "machine": {
         "peers": {"listen_host": "127.0.0.1"},
         "pool": {"transactions_max": 5_000, "bytes_max": 64 * MIB},
+        "storage": {"snapshot_interval_blocks": 1_000},
     },
 }
 
@@ -52,22 +54,26 @@ class ConfigError(Exception):
 
 
 class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Files. `ports_file` receives the bound ports as JSON once the node listens."""
+    """Files. `ports_file` receives the bound ports as JSON once the node listens. `id` only where genesis does not
+    name the key."""
 
     genesis: Path
     data_dir: Path
     key_file: Path
+    id: NodeId | None = None
     passphrase_file: Path | None = None
     ports_file: Path = Path("ports.json")
 
 
 class PeersSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The port for other nodes. `addresses` overrides genesis: node id to host:port."""
+    """The port for other nodes. `addresses` overrides the ledger: node id to host:port. `certificates` introduces
+    nodes that genesis does not name, each with an address: node id to PEM file."""
 
     listen_host: Host = "0.0.0.0"  # noqa: S104 - peers are on other machines, and are pinned by certificate
     listen_port: Port = 7400
     reannounce_ms: Milliseconds = 5_000
     addresses: dict[NodeId, Address] = {}
+    certificates: dict[NodeId, Path] = {}
 
 
 class ProviderSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -91,6 +97,7 @@ class ConsensusSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     inflight_blocks_max: Annotated[int, Meta(ge=1, le=1_024)] = 64
     append_bytes_max: Annotated[int, Meta(ge=64 * KIB, le=3 * MIB)] = 2 * MIB
     uncommitted_bytes_max: Annotated[int, Meta(ge=1 * MIB, le=1_024 * MIB)] = 16 * MIB
+    trace: Path | None = None
 
 
 class PoolSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -100,6 +107,14 @@ class PoolSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     bytes_max: Annotated[int, Meta(ge=16 * MIB, le=16 * 1024 * MIB)] = 256 * MIB
     organisation_share: Share = 0.5
     member_share: Share = 0.25
+
+
+class StorageSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Snapshots, and how much of the chain this node keeps."""
+
+    snapshot_interval_blocks: Annotated[int, Meta(ge=0, le=10_000_000)] = 10_000
+    keep_blocks: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    join: Join = "snapshot"
 
 
 class LoggingSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -124,6 +139,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     provider: ProviderSection = ProviderSection()
     consensus: ConsensusSection = ConsensusSection()
     pool: PoolSection = PoolSection()
+    storage: StorageSection = StorageSection()
     logging: LoggingSection = LoggingSection()
     devnet: DevnetSection = DevnetSection()
 
@@ -211,9 +227,19 @@ def _cross_check(config: Config) -> None:
             "at most consensus.uncommitted_bytes_max",
         ),
         (
+            "peers.certificates",
+            config.peers.certificates.keys() <= config.peers.addresses.keys(),
+            "only ids that peers.addresses has too",
+        ),
+        (
             "pool.member_share",
             pool.member_share <= pool.organisation_share,
             "at most pool.organisation_share, of which it is a part",
+        ),
+        (
+            "storage.keep_blocks",
+            config.storage.keep_blocks == 0 or config.storage.snapshot_interval_blocks > 0,
+            "0 unless storage.snapshot_interval_blocks is set: what is pruned stands in a snapshot first",
         ),
         (
             "devnet.clock_offset_ms",
@@ -229,8 +255,10 @@ def _cross_check(config: Config) -> None:
 
 _CHOICES = {
     "preset": " or ".join(f'"{name}"' for name in get_args(Preset)),
+    "storage.join": " or ".join(f'"{name}"' for name in get_args(Join)),
     "logging.level": " or ".join(f'"{name}"' for name in get_args(Level)),
     "peers.addresses": 'a table of node id = "host:port"',
+    "peers.certificates": "a table of node id = a PEM file",
 }
 
 

@@ -29,26 +29,30 @@ from consensus.errors import Contradiction
 from consensus.ports import CoreSettings
 from ledger.errors import Rejection
 from ledger.genesis import GENESIS_BYTES_MAX, Genesis, read_genesis
-from ledger.genesis import Node as GenesisNode
 from ledger.keys import SigningKey
-from ledger.node_cert import certificate_key
+from ledger.node_cert import certificate_from_pem, certificate_key, make_certificate, standard_key
 from network.peer_network import PeerNetwork
-from network.port import Handler, Identity, NetworkSettings, Peer, Tap
+from network.port import Handler, Identity, NetworkSettings, Tap
 from node.catchup import ForkError
 from node.config import Config, ConfigError, load_config
 from node.http_api import provider_port
+from node.joining import SnapshotReady
 from node.keyfile import read_node_key
 from node.logs import fault_fields, logs
 from node.metrics import Metrics
-from node.node import Node, NodeSettings, RemovedError
+from node.node import Node, NodeSettings
 from node.peering import NetworkCounters
 from node.pool import PoolLimits
+from node.snapshots import SnapshotPlaces, SnapshotSettings
+from node.standing import RemovedError, WrongKeyError
 from storage.boot import check_files, check_newest
 from storage.executed import Divergence
 from storage.leveldb import LevelDb
 from storage.port import StorageFailure
 from storage.report import DamageError
+from storage.shelf import Shelf
 from storage.store import Store
+from storage.swap import carry, finish_swap, fresh_folder, make_ready
 
 _log = structlog.get_logger("node.daemon")
 
@@ -58,6 +62,7 @@ FILES_MAX = 8192
 
 # In data_dir.
 STORE_FOLDER = "ledger"
+SNAPSHOTS_FOLDER = "snapshots"
 
 # So many more objects than were freed, before Python looks for cycles among the new ones. What a node makes is freed
 # by reference counts almost without exception; looking at Python's own rate costs a twentieth of its time.
@@ -69,6 +74,7 @@ EXIT_CONFIGURATION = 2
 # The first kind that a fault is, or is caused by, decides.
 EXITS: tuple[tuple[type[BaseException], int], ...] = (
     (ConfigError, EXIT_CONFIGURATION),
+    (WrongKeyError, EXIT_CONFIGURATION),
     (StorageFailure, 3),
     (Divergence, 4),
     (Contradiction, 4),
@@ -78,22 +84,28 @@ EXITS: tuple[tuple[type[BaseException], int], ...] = (
 
 # A follower further behind than this fetches certified blocks from any peer. All nodes of a network share it.
 REPLICATE_GAP_BLOCKS = 128
+# A learner further behind than this is not made a voter: from then on blocks may wait for it.
+PROMOTE_GAP_BLOCKS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """This node as genesis knows it, and its key's 32-byte seed."""
+    """Which node this is, its certificate as peers pin it, and its key's 32-byte seed."""
 
     genesis: Genesis
-    entry: GenesisNode
+    node_id: str
+    certificate: bytes
     seed: bytes
 
     def __repr__(self) -> str:
-        return f"Identified({self.entry.id})"
+        return f"Identified({self.node_id})"
 
 
 def identify(config: Config) -> Identified:
-    """Read genesis and the key, and find the node whose key it is. Raises ConfigError or Rejection."""
+    """Read genesis and the key, and find the node whose key it is. Raises ConfigError or Rejection.
+
+    A key that genesis does not name is that of `node.id`: whether the ledger agrees is seen as the chain comes in.
+    """
     path = config.node.genesis
     try:
         with path.open("rb") as file:
@@ -103,10 +115,31 @@ def identify(config: Config) -> Identified:
     genesis = read_genesis(data)
     seed = read_node_key(config.node.key_file, config.node.passphrase_file)
     public = SigningKey(seed).public
+    named = config.node.id
     for entry in genesis.nodes:
         if certificate_key(entry.certificate) == public:
-            return Identified(genesis, entry, seed)
-    raise ConfigError("node.key_file", str(config.node.key_file), "the key of a node that genesis names")
+            if named not in (None, entry.id):
+                raise ConfigError("node.id", named, f"no other id than genesis gives this key, {entry.id}")
+            return Identified(genesis, entry.id, entry.certificate, seed)
+    if named is None:
+        expected = "the key of a node that genesis names, or node.id beside it"
+        raise ConfigError("node.key_file", str(config.node.key_file), expected)
+    if named in genesis.node_keys():
+        raise ConfigError("node.id", named, "an id that genesis does not give to another key")
+    return Identified(genesis, named, make_certificate(seed, named), seed)
+
+
+def read_certificates(config: Config) -> dict[str, bytes]:
+    """The certificates (DER) of [peers.certificates]. Raises ConfigError."""
+    found: dict[str, bytes] = {}
+    for node_id, path in config.peers.certificates.items():
+        try:
+            found[node_id] = certificate_from_pem(path.read_bytes())
+            standard_key(found[node_id], node_id)
+        except (OSError, Rejection):
+            expected = f"a readable PEM file of the certificate of {node_id}"
+            raise ConfigError(f"peers.certificates.{node_id}", str(path), expected) from None
+    return found
 
 
 def node_settings(config: Config, node_id: str) -> NodeSettings:
@@ -124,27 +157,27 @@ def node_settings(config: Config, node_id: str) -> NodeSettings:
         append_bytes_max=timing.append_bytes_max,
         uncommitted_bytes_max=timing.uncommitted_bytes_max,
         replicate_gap_blocks=REPLICATE_GAP_BLOCKS,
+        promote_gap_blocks=PROMOTE_GAP_BLOCKS,
     )
     limits = PoolLimits(pool.transactions_max, pool.bytes_max, pool.organisation_share, pool.member_share)
-    return NodeSettings(core, limits, tick, timing.seal_delay_ms, timing.clock_skew_ms)
+    return NodeSettings(core, limits, tick, timing.seal_delay_ms, timing.clock_skew_ms, timing.trace)
 
 
-def peers_of(config: Config, genesis: Genesis) -> dict[str, Peer]:
-    """Every node of genesis with the address to dial it at."""
-    peers: dict[str, Peer] = {}
-    for node in genesis.nodes:
-        host, _, port = config.peers.addresses.get(node.id, node.address).rpartition(":")
-        peers[node.id] = Peer(node.certificate, (host.strip("[]"), int(port)))
-    return peers
+def snapshot_settings(config: Config) -> SnapshotSettings:
+    storage = config.storage
+    return SnapshotSettings(storage.snapshot_interval_blocks, storage.keep_blocks, storage.join)
 
 
-def open_store(folder: Path, genesis: Genesis) -> Store:
-    """The store, checked as far as `storage.boot` says before anything is built on it. Raises StorageFailure."""
+def open_store(folder: Path, genesis: Genesis, *, verified: bool = False) -> tuple[LevelDb, Store]:
+    """The database and the store in it, checked as far as `storage.boot` says before anything is built on it.
+
+    `verified`: this process has just built it from a snapshot, and verified all of it. Raises StorageFailure.
+    """
     begin = time.monotonic()
     files = check_files(folder)
     kv = LevelDb(folder)
     try:
-        heights = check_newest(kv, genesis, folder)
+        heights = 0 if verified else check_newest(kv, genesis, folder)
         store = Store(kv, genesis)
     except BaseException:
         kv.close()
@@ -157,25 +190,31 @@ def open_store(folder: Path, genesis: Genesis) -> Store:
         cut_off=files.cut_off,
         seconds=round(time.monotonic() - begin, 3),
     )
-    return store
+    return kv, store
 
 
 @asynccontextmanager
-async def running(config: Config, identified: Identified, tap: Tap | None = None) -> AsyncIterator[Node]:
+async def running(
+    config: Config, identified: Identified, tap: Tap | None = None, *, verified: bool = False
+) -> AsyncIterator[Node]:
     """A node from its files to its ports, ready to serve once a leader is known. Leaving stops it in order."""
-    genesis, node_id = identified.genesis, identified.entry.id
+    genesis, node_id = identified.genesis, identified.node_id
     metrics = Metrics()
+    introduced = read_certificates(config)
     offset_ms = config.devnet.clock_offset_ms
-    store = open_store(config.node.data_dir / STORE_FOLDER, genesis)
+    folder = config.node.data_dir / STORE_FOLDER
+    if finish_swap(folder):
+        _log.info("the store built from a snapshot takes the place of the old one")
+    kv, store = open_store(folder, genesis, verified=verified)
 
     def make_network(handler: Handler) -> PeerNetwork:
         return PeerNetwork(
             NetworkSettings(
                 config.peers.listen_host, config.peers.listen_port, reannounce_ms=config.peers.reannounce_ms
             ),
-            Identity(node_id, identified.seed, identified.entry.certificate),
+            Identity(node_id, identified.seed, identified.certificate),
             genesis.chain_id(),
-            peers_of(config, genesis),
+            {},
             handler,
             NetworkCounters(metrics),
             tap,
@@ -191,6 +230,14 @@ async def running(config: Config, identified: Identified, tap: Tap | None = None
             node_settings(config, node_id),
             now_ms=lambda: time.time_ns() // 1_000_000 + offset_ms,
             make_network=make_network,
+            addresses=config.peers.addresses,
+            introduced=introduced,
+            places=SnapshotPlaces(
+                kv,
+                Shelf(config.node.data_dir / SNAPSHOTS_FOLDER),
+                snapshot_settings(config),
+                fresh=lambda: LevelDb(fresh_folder(folder)),
+            ),
         )
         async with _serving(config, node):
             yield node
@@ -248,9 +295,31 @@ async def serve(config: Config, identified: Identified) -> None:
     """Run until SIGTERM or SIGINT; raises the fault that ended it otherwise."""
     stop = asyncio.Event()
     with _stop_signals(stop):
-        async with running(config, identified):
-            await stop.wait()
-            _log.info("stopping")
+        verified = False
+        while not stop.is_set():
+            try:
+                async with running(config, identified, verified=verified) as node:
+                    await stop.wait()
+                    _log.info("stopping")
+                    await node.hand_over()
+            except* SnapshotReady as ready:
+                _log.info("starting again on a snapshot", detail=str(next(_leaves(ready))))
+                take_over(config.node.data_dir / STORE_FOLDER, identified.genesis)
+                verified = True
+
+
+def take_over(folder: Path, genesis: Genesis) -> None:
+    """The store built beside the one in `folder`, at rest both: give it what was promised, and let it count."""
+    old = LevelDb(folder, create=False)
+    try:
+        new = LevelDb(folder.with_name(folder.name + ".fresh"), create=False)
+        try:
+            carry(old, Store(old, genesis), new, Store(new, genesis))
+        finally:
+            new.close()
+    finally:
+        old.close()
+    make_ready(folder)
 
 
 @contextmanager
@@ -280,7 +349,7 @@ def main(config_path: Path, run: Callable[[Any], None] = uvloop.run) -> int:
     gc.freeze()
     gc.set_threshold(NEW_OBJECTS_MAX)
     with logs(config.logging):
-        _log.info("starting", node=identified.entry.id, chain=identified.genesis.chain_id().hex())
+        _log.info("starting", node=identified.node_id, chain=identified.genesis.chain_id().hex())
         try:
             run(serve(config, identified))
         except BaseException as error:  # noqa: BLE001 - the last place: every fault becomes a line and a code

@@ -3,7 +3,7 @@
 
 A row names the type that its parameters parse as, those of the path and those of the query alike; what a submission
 parses as; every form of its answer, the default first; and every code of a refusal. Beside those each endpoint may
-answer EVERYWHERE.
+answer EVERYWHERE; and what takes `consistency`, CONFIRMED.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,17 @@ from node.http_types import (
     EventIdText,
     EventsQuery,
     EventView,
+    ExtendQuery,
     Health,
+    NetworkQuery,
     NetworkView,
     NoQuery,
+    ReadQuery,
+    ReceiptQuery,
     ReceiptView,
     RecordsAnswer,
     RecordsQuery,
+    SavedReceipt,
     StateProofView,
     StateQuery,
     StateView,
@@ -43,6 +48,8 @@ PROMETHEUS, EVENTS = "text/plain", "text/event-stream"
 
 # What any request may be answered with; `method_not_allowed` to a method that the path does not have.
 EVERYWHERE = ("bad_request", "method_not_allowed", "internal")
+# What a linearizable read may be answered with.
+CONFIRMED = ("not_confirmed", "busy")
 # Why a member's signed read is refused.
 READER = (
     "no_read_request",
@@ -105,6 +112,11 @@ class Endpoint:
     headers: tuple[tuple[str, Any, str], ...] = ()
 
     @property
+    def codes(self) -> tuple[str, ...]:
+        """Every code of a refusal that it answers with."""
+        return (*EVERYWHERE, *self.problems, *(CONFIRMED if issubclass(self.parameters, ReadQuery) else ()))
+
+    @property
     def template(self) -> str:
         """The path as OpenAPI writes it."""
         return self.path.replace(":.+}", "}")
@@ -140,14 +152,37 @@ ENDPOINTS = (
     Endpoint(
         "GET",
         "/v1/transactions/{id}/receipt",
-        TransactionQuery,
+        ReceiptQuery,
         "receipt",
         "The proof of a transaction's result",
         (
             Answer(MSGPACK, "The receipt's canonical bytes: they verify offline, with genesis alone."),
             Answer(JSON, "The same bytes in base64, and what they say.", (ReceiptView,)),
         ),
-        ("unknown_transaction", "not_sealed"),
+        ("unknown_transaction", "not_sealed", "pruned"),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/receipts/extend",
+        ExtendQuery,
+        "extend",
+        "A saved receipt under the newest seal, though its block may be pruned",
+        (
+            Answer(MSGPACK, "The receipt's canonical bytes: they verify offline, with genesis alone."),
+            Answer(JSON, "The same bytes in base64, and what they say.", (ReceiptView,)),
+        ),
+        (
+            "unsupported_media_type",
+            "request_timeout",
+            "busy",
+            "too_large",
+            "not_canonical",
+            "bad_structure",
+            "unknown_format",
+            "bad_receipt",
+            "not_sealed",
+        ),
+        body=SavedReceipt,
     ),
     Endpoint(
         "GET",
@@ -159,6 +194,7 @@ ENDPOINTS = (
             Answer(JSON, "Blocks, and the height to go on with.", (BlocksAnswer,)),
             Answer(MSGPACK, "{blocks: [{block, certificate}], next}, the stored bytes of each."),
         ),
+        ("pruned",),
         links=(("block", "height", "/blocks/0/height"),),
     ),
     Endpoint(
@@ -168,7 +204,7 @@ ENDPOINTS = (
         "block",
         "One committed block",
         (Answer(JSON, "The block.", (BlockView,)), Answer(MSGPACK, "The block's stored bytes.")),
-        ("not_found",),
+        ("not_found", "pruned"),
     ),
     Endpoint(
         "GET",
@@ -218,14 +254,14 @@ ENDPOINTS = (
                 (EventView, CutView),
             ),
         ),
-        ("bad_event_id", "busy", "not_ready", *READER),
+        ("bad_event_id", "busy", "not_ready", "pruned", *READER),
         signed="subject",
         headers=(("Last-Event-ID", EventIdText, "Go on after this event, whatever `from` says."),),
     ),
     Endpoint(
         "GET",
         "/v1/network",
-        NoQuery,
+        NetworkQuery,
         "network",
         "The network as this node sees it",
         (Answer(JSON, "Members, leader, heights, evidence.", (NetworkView,)),),

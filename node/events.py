@@ -95,6 +95,12 @@ class EventSource:
             self._rested_at_s = ended_s + REST * (ended_s - begun_s)
         return found
 
+    def require_kept(self, after: EventId) -> None:
+        """Rejection("pruned") where what follows `after` is not here any more."""
+        base = self._backend.heights().base
+        if base and after.height + after.ends_block <= base:
+            raise Rejection("pruned", f"this node keeps no events of blocks up to height {base}")
+
     def close(self) -> None:
         """Nobody reads now: keep nothing."""
         self._opened.clear()
@@ -212,6 +218,10 @@ class _Reader:
             return cut.reason
         except _GONE:
             raise
+        except Rejection as rejection:
+            if rejection.code == "pruned":
+                return "pruned"
+            raise
         # One reader's fault ends its stream only.
         except Exception as error:  # noqa: BLE001
             log.error("events_failed", **fault_fields(error))
@@ -290,13 +300,14 @@ class EventStreams:
         """Answer with the events after `after`, until the reader goes or is cut.
 
         `check` is asked again and again whether this reader still may. Raises Rejection, before anything is sent:
-        "busy", "not_ready".
+        "busy", "not_ready", "pruned".
         """
         response = web.StreamResponse(headers=HEADERS)
         response.force_close()
         transport = request.transport
         if transport is None:
             return response
+        self._source.require_kept(after)
         self._make_room()
         reader = _Reader(self._source, self._backend, transport, after, wanted, check)
         self._enter(reader)

@@ -8,7 +8,9 @@ forgotten first, which loses only evidence about the distant past.
 from collections import OrderedDict
 from collections.abc import Callable
 
+from ledger.block import Block
 from ledger.encoding import encode
+from node.comparison import Holdings
 
 REMEMBERED_MAX = 20_000
 
@@ -16,12 +18,21 @@ Subject = tuple[str, str, int, int]
 
 
 class Witness:
-    """`keep(kind, node, proof)` stores a proof: canonical {first, height, kind, node, second, term}."""
+    """`keep(kind, node, proof)` stores a proof: canonical {first, height, kind, node, second, term}. `holdings` hold
+    the newest statements, to show them to whom they are of.
+    """
 
-    def __init__(self, keep: Callable[[str, str, bytes], None]) -> None:
+    def __init__(self, keep: Callable[[str, str, bytes], None], holdings: Holdings) -> None:
         self._keep = keep
+        self._holdings = holdings
         self._seen: OrderedDict[Subject, tuple[bytes, bytes]] = OrderedDict()
         self._told: set[Subject] = set()
+
+    def block(self, block: Block) -> None:
+        """A block whose header is verified."""
+        header = block.header
+        self._holdings.header(header.proposer, header.term, header.height, block.header_data, block.signature)
+        self.header(header.proposer, header.term, header.height, block.hash, block.signature)
 
     def header(self, proposer: str, term: int, height: int, block: bytes, signature: bytes) -> None:
         """A verified header: one proposer seals one block a height and term."""
@@ -29,10 +40,12 @@ class Witness:
 
     def acknowledgement(self, voter: str, term: int, height: int, block: bytes, signature: bytes) -> None:
         """A verified acknowledgement: one voter acknowledges one block a height and term."""
+        self._holdings.acknowledgement(voter, term, height, block, signature)
         self._saw(("acknowledgement", voter, term, height), block, signature)
 
     def vote(self, voter: str, term: int, candidate: str, signature: bytes) -> None:
         """A verified vote: one voter votes for one candidate a term."""
+        self._holdings.vote(voter, term, candidate, signature)
         self._saw(("vote", voter, term, 0), candidate.encode(), signature)
 
     def _saw(self, subject: Subject, statement: bytes, signature: bytes) -> None:

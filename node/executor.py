@@ -48,7 +48,7 @@ class Executor:
         metrics: Metrics,
         *,
         in_writer: InWriter,
-        on_executed: Callable[[Block], None],
+        on_executed: Callable[[Commit], None],
     ) -> None:
         self._bytes_max = genesis.parameters.block_bytes_max + BLOCK_OVERHEAD_BYTES
         self._store = store
@@ -65,6 +65,10 @@ class Executor:
         # Applied and not known to be on the disk, in order; the height up to which the writer thread has come.
         self._unwritten: deque[Commit] = deque()
         self._written_height = store.executed_height
+        # Up to where the disk is waited for; the time that a write under way still waits for others; the next write.
+        self._hurry_height = 0
+        self._company: asyncio.Timeout | None = None
+        self._wrote = asyncio.Event()
         self._reached: list[tuple[int, asyncio.Future[None]]] = []
 
     def flush(self) -> None:
@@ -94,6 +98,14 @@ class Executor:
                 self._reached = [item for item in self._reached if item is not waiter]
                 raise
 
+    async def written(self) -> None:
+        """Return once all that is executed now is on the disk; the write waits for no company."""
+        height = self._hurry_height = self._store.executed_height
+        if self._company is not None:
+            self._company.reschedule(asyncio.get_running_loop().time())
+        while self._unwritten and self._unwritten[0].height <= height:
+            await self._wrote.wait()
+
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._write_loop(), name="write")
@@ -115,6 +127,7 @@ class Executor:
         with self._metrics.stage_seconds.timed("settle"):
             self._count(block, commit)
             self._finish(block)
+            self._on_executed(commit)
         # Waits only when the disk is WRITES_MAX blocks behind.
         await self._writes.put(commit)
         # Between blocks the loop breathes.
@@ -125,13 +138,17 @@ class Executor:
         while True:
             commits = [await self._writes.get()]
             with suppress(TimeoutError):
-                async with asyncio.timeout(WRITE_BEHIND_S):
+                wait_s = 0.0 if commits[0].height <= self._hurry_height else WRITE_BEHIND_S
+                async with asyncio.timeout(wait_s) as self._company:
                     while len(commits) < WRITES_AT_ONCE:
                         commits.append(await self._writes.get())
+            self._company = None
             await self._in_writer(partial(self._write, commits))
             self._store.written(*commits)
             for _ in commits:
                 self._unwritten.popleft()
+            self._wrote.set()
+            self._wrote = asyncio.Event()
 
     def _write(self, commits: list[Commit]) -> None:
         begin = time.thread_time()
@@ -159,7 +176,6 @@ class Executor:
             if height <= block.header.height and not future.done():
                 future.set_result(None)
         self._reached = [item for item in self._reached if not item[1].done()]
-        self._on_executed(block)
 
     def _count(self, block: Block, commit: Commit) -> None:
         metrics = self._metrics

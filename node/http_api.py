@@ -6,8 +6,9 @@ Bounds, and what happens at each:
 - one request's body: `request_bytes_max`, else 413;
 - bodies being received or checked at once: UPLOADS_MAX times that, else 503 "busy";
 - requests that wait for a commit at once: WAITS_MAX, else 503 "busy";
+- linearizable reads at once: node/reads.py, else 503 "busy";
 - the time a body may take to arrive: BODY_S, else 408;
-- the time an answer may wait: `wait_ms_max`, then it says how far the transaction came;
+- the time an answer may wait: `wait_ms_max`, then it says how far the transaction came, or 503 "not_confirmed";
 - readers of events: node/events.py;
 - the blocks of one answer: BLOCKS_BYTES_MAX beyond the first block, then `next` says where to go on.
 
@@ -17,19 +18,20 @@ There is no CORS: a web page of another origin cannot read answers, nor send a b
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from ledger.encoding import decode, encode
+from ledger.encoding import encode
 from ledger.errors import Rejection
 from ledger.events import EventId, Filter, end_of, parse_event_id
+from ledger.receipt import decode_receipt
 from node.auth import require_member
 from node.config import ProviderSection
 from node.endpoints import ENDPOINTS, JSON, MSGPACK, OCTETS, Endpoint
@@ -41,13 +43,17 @@ from node.http_types import (
     BlocksQuery,
     BodyQuery,
     EventsQuery,
+    ExtendQuery,
     Health,
     Item,
+    NetworkQuery,
     NoQuery,
+    ReadQuery,
+    ReceiptQuery,
     RecordsAnswer,
     RecordsQuery,
+    SavedReceipt,
     StateQuery,
-    StateView,
     StoredBlock,
     Submission,
     SubmitAnswer,
@@ -56,9 +62,8 @@ from node.http_types import (
     TransactionQuery,
     TransactionResult,
     Wait,
-    json_view,
 )
-from node.http_views import block_view, receipt_view, record_view, state_proof_view, status_view
+from node.http_views import block_view, receipt_view, record_view, state_proof_view, state_view, status_view
 from node.logs import fault_fields
 from node.metrics import CONTENT_TYPE as METRICS_TYPE
 from node.openapi import describe
@@ -72,21 +77,25 @@ UPLOADS_MAX = 8
 CONNECTIONS_MAX = 512
 WAITS_MAX = 1_024
 BLOCKS_BYTES_MAX = 1024 * 1024
-STATE_VALUE_BYTES_MAX = 64 * 1024
 # Between batches of this many transactions others have the loop: consensus cannot wait for 1,000 signatures.
 SUBMIT_BATCH = 16
 
 # None is what turns it off, whatever the library's annotation says.
 NO_ACCESS_LOG: dict[str, Any] = {"access_log": None}
-PROVEN = frozenset({"1", "true"})
 # Contracts whose state is linked to subjects.
 SIGNED_CONTRACTS = frozenset({"records"})
 
 log = structlog.get_logger("node.http")
 
+Content = TypeVar("Content")
+
 _SUBMISSION_DECODERS: dict[str, Callable[[bytes], Submitted]] = {
     MSGPACK: msgspec.msgpack.Decoder(Submitted).decode,
     JSON: msgspec.json.Decoder(Submitted).decode,
+}
+_RECEIPT_DECODERS: dict[str, Callable[[bytes], SavedReceipt]] = {
+    MSGPACK: msgspec.msgpack.Decoder(SavedReceipt).decode,
+    JSON: msgspec.json.Decoder(SavedReceipt).decode,
 }
 
 
@@ -173,18 +182,22 @@ def make_app(backend: Backend, settings: ProviderSection) -> web.Application:
     app = web.Application(middlewares=[api.answer], client_max_size=settings.request_bytes_max)
     app.on_shutdown.append(api.stop_streams)
     for endpoint in ENDPOINTS:
-        app.router.add_route(endpoint.method, endpoint.path, _parsed(endpoint, getattr(api, endpoint.handler)))
+        app.router.add_route(endpoint.method, endpoint.path, _parsed(endpoint, api))
     return app
 
 
-def _parsed(endpoint: Endpoint, handler: Callable[[web.Request, Any], Awaitable[web.StreamResponse]]) -> Handler:
-    """The handler with its parameters parsed, and no body where none belongs."""
+def _parsed(endpoint: Endpoint, api: "ProviderApi") -> Handler:
+    """The handler with its parameters parsed, no body where none belongs, and reads as consistent as was asked."""
     shape = _shape(endpoint.parameters)
+    handler: Callable[[web.Request, Any], Awaitable[web.StreamResponse]] = getattr(api, endpoint.handler)
 
     async def run(request: web.Request) -> web.StreamResponse:
         if endpoint.method == "GET" and request.can_read_body:
             raise Rejection("bad_request", "a GET has no body here")
-        return await handler(request, _parameters(shape, request))
+        query = _parameters(shape, request)
+        if isinstance(query, ReadQuery) and query.consistency == "linearizable":
+            await api.confirm(query)
+        return await handler(request, query)
 
     return run
 
@@ -215,6 +228,10 @@ class ProviderApi:
             metrics.http_seconds.observe(time.perf_counter() - started)
         return response
 
+    async def confirm(self, query: ReadQuery) -> None:
+        """Wait until an answer given now knows of every write acknowledged before; Rejection where it cannot."""
+        await self._backend.confirm(self._settings.wait_ms_max / 1_000, sealed=query.proves)
+
     async def stop_streams(self, app: web.Application) -> None:
         """Open requests have time to finish when the port closes; streams would use all of it."""
         self._events.stop()
@@ -244,7 +261,7 @@ class ProviderApi:
     async def submit(self, request: web.Request, query: SubmitQuery) -> web.Response:
         with self._wait_room(query.wait):
             with self._upload_room(request):
-                submitted = _decode_submission(request, await self._body(request))
+                submitted = _decode(request, await self._body(request), _SUBMISSION_DECODERS)
                 items = [submitted] if isinstance(submitted, Item) else submitted
                 submissions = await self._submit(items)
             refusals = [each.rejection for each in submissions if each.rejection is not None]
@@ -259,11 +276,18 @@ class ProviderApi:
         tx_id = bytes.fromhex(query.id)
         return _json(status_view(tx_id, self._backend.status(tx_id)))
 
-    async def receipt(self, request: web.Request, query: TransactionQuery) -> web.Response:
+    async def receipt(self, request: web.Request, query: ReceiptQuery) -> web.Response:
         tx_id = bytes.fromhex(query.id)
         if self._backend.status(tx_id).status == "pending":
             raise Rejection("not_sealed", "the transaction waits for a block")
         receipt = self._backend.receipt(tx_id)
+        return _json(receipt_view(tx_id, receipt)) if _wants(request, MSGPACK) == JSON else _msgpack(receipt)
+
+    async def extend(self, request: web.Request, query: ExtendQuery) -> web.Response:
+        with self._upload_room(request):
+            saved = _decode(request, await self._body(request), _RECEIPT_DECODERS).receipt
+            receipt = self._backend.extend_receipt(saved)
+        tx_id = decode_receipt(receipt).result.id
         return _json(receipt_view(tx_id, receipt)) if _wants(request, MSGPACK) == JSON else _msgpack(receipt)
 
     async def block(self, request: web.Request, query: BlockQuery) -> web.Response:
@@ -295,7 +319,7 @@ class ProviderApi:
         contract, key = query.contract, query.key
         if contract in SIGNED_CONTRACTS:
             require_member(request, self._backend)
-        if query.proof in PROVEN:
+        if query.proves:
             answer = self._backend.state_answer(f"{contract}/{key}")
             wanted = _wants(request, MSGPACK)
             return _json(state_proof_view(contract, key, answer)) if wanted == JSON else _msgpack(answer)
@@ -303,8 +327,7 @@ class ProviderApi:
         value = self._backend.state(f"{contract}/{key}")
         if value is None:
             raise Rejection("not_found", "the state holds nothing here; proof=1 proves it")
-        view = json_view(decode(value, STATE_VALUE_BYTES_MAX))
-        return _json(StateView(contract=contract, key=key, height=height, value=view))
+        return _json(state_view(contract, key, height, value))
 
     async def body(self, request: web.Request, query: BodyQuery) -> web.Response:
         require_member(request, self._backend)
@@ -335,7 +358,7 @@ class ProviderApi:
             request, after, wanted, check=lambda: backend.check_reader(member) if member is not None else None
         )
 
-    async def network(self, request: web.Request, query: NoQuery) -> web.Response:
+    async def network(self, request: web.Request, query: NetworkQuery) -> web.Response:
         return _json(self._backend.network())
 
     async def genesis(self, request: web.Request, query: NoQuery) -> web.Response:
@@ -354,7 +377,7 @@ class ProviderApi:
         reason = self._backend.ready()
         if reason is not None:
             raise Rejection("not_ready", reason)
-        return _json(Health(status="ready"))
+        return _json(Health(status="ready", detail=self._backend.ailment()))
 
     async def metrics(self, request: web.Request, query: NoQuery) -> web.Response:
         return web.Response(body=self._backend.metrics.render(), headers={"Content-Type": METRICS_TYPE})
@@ -464,8 +487,8 @@ def _is_int(kind: Any) -> bool:
     return get_origin(kind) is Annotated and get_args(kind)[0] is int
 
 
-def _decode_submission(request: web.Request, data: bytes) -> Submitted:
-    decoder = _SUBMISSION_DECODERS.get(request.content_type)
+def _decode(request: web.Request, data: bytes, decoders: Mapping[str, Callable[[bytes], Content]]) -> Content:
+    decoder = decoders.get(request.content_type)
     if decoder is None:
         raise Rejection("unsupported_media_type", f"send {MSGPACK} or {JSON}")
     try:

@@ -36,6 +36,7 @@ Base64 = Annotated[bytes, Meta(description="Base64 in JSON; bytes in MessagePack
 # `json_view` of what the ledger holds; `json_types.json_type` gives the schema that each of these names.
 EnvelopeView = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "transaction.Envelope"})]
 ActionView = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "Action"})]
+ChangeView = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "membership.Change"})]
 CertificateView = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "finality.Certificate"})]
 ReceiptContent = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "receipt.Receipt"})]
 StateAnswerContent = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": SCHEMAS + "receipt.StateAnswer"})]
@@ -45,8 +46,10 @@ StateValue = Annotated[Any, Meta(extra_json_schema={"$ref": SCHEMAS + "StateValu
 Status = Literal["unknown", "pending", "committed", "sealed", "dropped"]
 Wait = Literal["accepted", "committed", "sealed"]
 Flag = Literal["0", "1", "false", "true"]
-Contract = Literal["identity", "records"]
-CutReason = Literal["internal", "not_allowed", "stopping", "too_many", "too_slow"]
+PROVEN = frozenset({"1", "true"})
+Consistency = Literal["local", "linearizable"]
+Contract = Literal["identity", "network", "records"]
+CutReason = Literal["internal", "not_allowed", "pruned", "stopping", "too_many", "too_slow"]
 EventIdText = Annotated[
     str,
     Meta(
@@ -97,12 +100,15 @@ class ExecutedBlock(NamedTuple):
 
 
 class Heights(msgspec.Struct, frozen=True):
-    """`last` in the log, `committed`: certified, `executed` here; proofs are at `sealed` (None: not yet)."""
+    """`last` in the log, `committed`: certified, `executed` here; proofs are at `sealed` (None: not yet). Blocks up
+    to `base` are pruned here.
+    """
 
     last: Height
     committed: Height
     executed: Height
     sealed: Height | None
+    base: Height
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -115,14 +121,27 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A node of the network as this one sees it. `lag_blocks` is known to the leader only."""
+    """A node of the network as this one sees it, by the state it executed. "pending": voted for, not yet a learner.
+    `lag_blocks` is known to the leader only."""
 
     id: NodeId
     organisation: NodeId
-    role: Literal["voter", "learner"]
+    role: Literal["voter", "learner", "pending"]
     address: str
     connected: bool
     lag_blocks: int | None
+
+
+class PendingChange(msgspec.Struct, frozen=True):
+    """A change of `node` that was voted at `height` and is not complete; `appended` is the height of the block that
+    began it. `waits_for` says in words what is in its way; empty: nothing is."""
+
+    kind: Literal["add_node", "promote", "remove"]
+    node: NodeId
+    proposal: Hex32
+    height: Height
+    appended: Height | None
+    waits_for: str
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -134,19 +153,24 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 class NetworkView(msgspec.Struct, frozen=True):
-    """GET /v1/network. `time` is this node's clock in ms; `barred`: a quorum refused its blocks."""
+    """GET /v1/network. `time` is this node's clock in ms; `barred`: a quorum refused its blocks; `amnesia`: its disk
+    forgot what it had signed, and it votes no more."""
 
     network: str
     chain: Hex32
     node: NodeId
-    organisation: NodeId
+    organisation: NodeId | None
     role: Role
     leader: NodeId | None
     term: int
     barred: bool
+    amnesia: bool
     time: int
     heights: Heights
     head: Head
+    steps: int
+    joint: bool
+    pending: PendingChange | None
     members: list[Member]
     evidence: list[Evidence]
 
@@ -171,6 +195,10 @@ class Backend(Protocol):
         """None when it can serve, else why not."""
         ...
 
+    def ailment(self) -> str | None:
+        """What is not well with it, though it can serve."""
+        ...
+
     def submit(self, items: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Submission]:
         """Check, pool and gossip (signed transaction, its bodies) pairs: one result each, in order."""
         ...
@@ -182,21 +210,32 @@ class Backend(Protocol):
     def status(self, tx_id: bytes) -> TxStatus: ...
 
     def receipt(self, tx_id: bytes) -> bytes:
-        """Canonical bytes. Raises Rejection: "unknown_transaction", "not_sealed"."""
+        """Canonical bytes. Raises Rejection: "unknown_transaction", "not_sealed", "pruned"."""
+        ...
+
+    def extend_receipt(self, data: bytes) -> bytes:
+        """A saved receipt under the newest seal. Raises Rejection: "not_sealed", "bad_receipt", as `decode_as`."""
         ...
 
     def heights(self) -> Heights: ...
 
     def block(self, height: int) -> StoredBlock | None:
-        """The committed block at `height` >= 1, or None above the executed height."""
+        """The committed block at `height` >= 1, or None above the executed height. Raises Rejection("pruned")."""
         ...
 
     def executed_block(self, height: int) -> ExecutedBlock:
-        """The block at `height`, from 1 to the executed one."""
+        """The block at `height`, from 1 to the executed one. Raises Rejection("pruned")."""
         ...
 
     async def executed(self, height: int) -> None:
         """Return once `height` is executed here."""
+        ...
+
+    async def confirm(self, timeout_s: float, *, sealed: bool) -> None:
+        """Return once this node has executed (`sealed`: can prove) all that any had acknowledged before the call.
+
+        Raises Rejection: "not_confirmed" where that cannot be said in time, "busy".
+        """
         ...
 
     def state(self, key: str) -> bytes | None:
@@ -233,6 +272,12 @@ class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bodies: Annotated[list[Base64], Meta(max_length=BODIES_MAX)] = []
 
 
+class SavedReceipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A receipt that was given for a transaction, at any time."""
+
+    receipt: Base64
+
+
 Submitted = Item | Annotated[list[Item], Meta(min_length=1, max_length=ITEMS_MAX)]
 
 # The parameters of each path, those in its template and those in its query alike.
@@ -242,22 +287,49 @@ class SubmitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait: Annotated[Wait, Meta(description="What the answer waits for, at most `provider.wait_ms_max`.")] = "accepted"
 
 
-class TransactionQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ReadQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every read from state or status takes."""
+
+    consistency: Annotated[
+        Consistency,
+        Meta(
+            description="`linearizable`: the answer knows of every write that any node acknowledged before the "
+            "request; 503 `not_confirmed` where no quorum confirms it in time. `local`: what this node has executed."
+        ),
+    ] = "local"
+
+    @property
+    def proves(self) -> bool:
+        """Whether the answer stands at the sealed height."""
+        return False
+
+
+class TransactionQuery(ReadQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     id: Annotated[Hex32, Meta(description="The transaction's id.")]
 
 
-class BlockQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ReceiptQuery(TransactionQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    @property
+    def proves(self) -> bool:
+        return True
+
+
+class ExtendQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """No parameters."""
+
+
+class BlockQuery(ReadQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     height: Annotated[Height, Meta(description="From 1; genesis, at 0, has a path of its own.")]
 
 
-class BlocksQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BlocksQuery(ReadQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     from_: Annotated[int, Meta(ge=1, le=2**53, description="The first height.")] = msgspec.field(
         name="from", default=1
     )
     limit: Annotated[int, Meta(ge=1, le=BLOCKS_MAX, description="At most so many blocks.")] = 20
 
 
-class StateQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StateQuery(ReadQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     contract: Annotated[str, Meta(pattern=r"^[a-z]{1,32}\Z", description="`records` needs a signed request.")]
     key: Annotated[
         str,
@@ -270,12 +342,16 @@ class StateQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "0"
     )
 
+    @property
+    def proves(self) -> bool:
+        return self.proof in PROVEN
 
-class BodyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+
+class BodyQuery(ReadQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     commitment: Annotated[Hex32, Meta(description="The commitment of a body, from a transaction or record.")]
 
 
-class RecordsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RecordsQuery(ReadQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     subject: Annotated[Hex32, Meta(description="The subject's handle.")]
     before: Annotated[Hex32, Meta(description="A record of the subject: go on with the one before it.")] | None = None
     limit: Annotated[int, Meta(ge=1, le=RECORDS_MAX, description="At most so many records.")] = 20
@@ -288,6 +364,10 @@ class EventsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     contract: Annotated[Contract, Meta(description="Only actions of this contract.")] | None = None
     subject: Annotated[Hex32, Meta(description="Only about this subject; needs a signed request.")] | None = None
     member: Annotated[Hex32, Meta(description="Only signed by this account, or making or changing it.")] | None = None
+
+
+class NetworkQuery(ReadQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """No other parameters."""
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -327,7 +407,7 @@ class HeaderView(msgspec.Struct, frozen=True):
     """ledger.block.Header."""
 
     chain: Hex32
-    change: None
+    change: ChangeView | None
     configuration: Hex32
     count: int
     executed_height: Height
@@ -335,6 +415,7 @@ class HeaderView(msgspec.Struct, frozen=True):
     height: Height
     history_root: Hex32
     parent: Hex32
+    proof: CertificateView | None
     proposer: NodeId
     state_root: Hex32
     term: int
@@ -441,8 +522,11 @@ class CutView(msgspec.Struct, frozen=True):
     resume: EventIdText
 
 
-class Health(msgspec.Struct, frozen=True):
+class Health(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`detail` is for people: what is not well, though clients can be served."""
+
     status: Literal["ok", "ready"]
+    detail: str | None = None
 
 
 class Problem(msgspec.Struct, frozen=True):

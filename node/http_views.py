@@ -1,6 +1,7 @@
 """From what the ledger holds to what the provider port shows: the JSON views, built in one place."""
 
-from ledger.block import Block
+from ledger.block import HEADER_BYTES_MAX, Block
+from ledger.contracts.context import VALUE_BYTES_MAX
 from ledger.contracts.records import Record
 from ledger.encoding import convert, decode
 from ledger.events import Event
@@ -14,15 +15,13 @@ from node.http_types import (
     ReceiptView,
     RecordView,
     StateProofView,
+    StateView,
     StoredBlock,
     TransactionResult,
     TransactionView,
     TxStatus,
     json_view,
 )
-
-# What holds canonical bytes inside canonical bytes, and is opened for people.
-OPENED = frozenset({"certificate", "header"})
 
 
 def status_view(tx_id: bytes, status: TxStatus) -> TransactionResult:
@@ -49,11 +48,15 @@ def block_view(stored: StoredBlock) -> BlockView:
     return BlockView(
         height=block.header.height,
         hash=block.hash.hex(),
-        header=convert(HeaderView, json_view(block.header)),
+        header=convert(HeaderView, json_view(_opened_header(block.header_data))),
         signature=block.signature.hex(),
         transactions=_transaction_views(block),
         certificate=json_view(decode(certificate, CERTIFICATE_BYTES_MAX)) if certificate else None,
     )
+
+
+def state_view(contract: str, key: str, height: int, value: bytes) -> StateView:
+    return StateView(contract=contract, key=key, height=height, value=json_view(_opened_value(value)))
 
 
 def record_view(record_id: bytes, record: Record) -> RecordView:
@@ -87,11 +90,34 @@ def _transaction_views(block: Block) -> list[TransactionView]:
 
 
 def _opened(data: bytes, bytes_max: int) -> dict[str, object]:
-    """The JSON view of a receipt or state answer, its seal's header and certificate opened, its value too."""
+    """The JSON view of a receipt or state answer, the header and certificate of every seal opened, its value too."""
     content = decode(data, bytes_max)
-    seal = content["seal"]
-    content["seal"] = {key: decode(value, bytes_max) if key in OPENED else value for key, value in seal.items()}
+    content["seal"] = _opened_seal(content["seal"])
+    for step in content["steps"]:
+        step["seal"] = _opened_seal(step["seal"])
     if isinstance(content.get("value"), bytes):
-        content["value"] = decode(content["value"], bytes_max)
+        content["value"] = _opened_value(content["value"])
     view: dict[str, object] = json_view(content)
     return view
+
+
+def _opened_value(data: bytes) -> object:
+    """A state value; of a change of voters, the seal opened."""
+    value = decode(data, VALUE_BYTES_MAX)
+    if isinstance(value, dict) and isinstance(value.get("seal"), dict):
+        value["seal"] = _opened_seal(value["seal"])
+    return value
+
+
+def _opened_seal(seal: dict[str, bytes]) -> dict[str, object]:
+    return {
+        "certificate": decode(seal["certificate"], CERTIFICATE_BYTES_MAX),
+        "header": _opened_header(seal["header"]),
+        "signature": seal["signature"],
+    }
+
+
+def _opened_header(data: bytes) -> dict[str, object]:
+    header: dict[str, object] = decode(data, HEADER_BYTES_MAX)
+    proof = header["proof"]
+    return header | {"proof": decode(proof, CERTIFICATE_BYTES_MAX) if isinstance(proof, bytes) else None}

@@ -29,12 +29,14 @@ from ledger.block import Block, header_of
 from ledger.errors import Rejection
 from ledger.finality import verify_acknowledgement, verify_certificate, verify_vote
 from ledger.genesis import Genesis
+from ledger.membership import Configuration
 from network.messages import COMMITMENTS_MAX
-from network.port import FetchFailed
+from network.port import AcknowledgementShown, FetchFailed
 from node.certificates import signed
 from node.evidence import Witness
 from node.inspector import BlockRefusedError, Inspector, Parent
 from node.lineage import Lineage
+from node.membership import in_effect_at
 from node.stages import Stages
 from node.tail import Tail
 from storage.executed import Divergence
@@ -43,6 +45,9 @@ WAITING_MAX = 64
 # How long a block waits for gossip to bring its transactions: they left before it, on another connection. What the
 # pool has verified by then is neither verified again nor asked for.
 GOSSIP_GRACE_S = 0.03
+# How long a change of membership waits for its parent to be executed here: the parent's certificate left the leader
+# just before it. After that the leader is told, and sends it again; until then it is judged as soon as it can be.
+EXECUTION_GRACE_S = 1.0
 
 FetchBodies = Callable[[str, Sequence[bytes]], Awaitable[Mapping[bytes, bytes]]]
 
@@ -70,6 +75,11 @@ class _Candidate:
     bodies: dict[bytes, bytes] = field(default_factory=dict)
     refused: tuple[Append, Reason] | None = None
 
+    @property
+    def early(self) -> bool:
+        """Whether execution has yet to come as far as the first bad block needs to be judged."""
+        return self.refused is not None and self.refused[1] is Reason.BEHIND
+
 
 class BlockChecks:
     """Inspection and completeness of blocks from elsewhere, for Appends and for catch-up alike."""
@@ -82,12 +92,14 @@ class BlockChecks:
         *,
         body_at_hand: Callable[[bytes], bytes | None],
         term_hash: Callable[[int], tuple[int, bytes] | None],
+        last_height: Callable[[], int],
     ) -> None:
         self._inspector = inspector
         self._tail = tail
         self._lineage = lineage
         self._body_at_hand = body_at_hand
         self._term_hash = term_hash
+        self._last_height = last_height
 
     def inspect(self, entries: Sequence[Entry], *, certified: bool) -> list[Block]:
         """The blocks of `entries` that the log does not hold yet. `entries` follow on a block of the log.
@@ -106,9 +118,28 @@ class BlockChecks:
                 block = self._inspector.inspect(entry, parent, certified=certified)
             except BlockRefusedError as error:
                 raise RefusedAtError(entry.height, error.reason, str(error), fresh) from None
-            parent = Parent.of(block.header)
+            parent = parent.child(block.header)
             fresh.append(block)
         return fresh
+
+    def configuration_at(self, height: int) -> Configuration:
+        """The one in effect at `height`, or at the end of this node's log."""
+        found = self._term_hash(height)
+        if found is None:
+            height = self._last_height()
+            found = self._term_hash(height)
+        assert found is not None, "the log holds what is below its end"
+        return self._lineage.parent_of(height, found[1]).place.configuration
+
+    def certifiers(self, append: Append, height: int) -> Configuration:
+        """Whose certificate a block at `height` needs: by this node's log and, where it connects, by the Append's own
+        blocks. Raises Rejection where those change the membership as none may.
+        """
+        own = self._term_hash(append.prev_height)
+        if height <= append.prev_height or own is None or own[1] != append.prev_hash:
+            return self.configuration_at(height)
+        place = self._lineage.parent_of(append.prev_height, append.prev_hash).place
+        return in_effect_at(place, append.entries, height)
 
     def unknown(self, entries: Sequence[Entry]) -> list[bytes]:
         """The hashes of transactions that the pool does not hold, of blocks that the log does not hold."""
@@ -188,8 +219,10 @@ async def fetch_all(fetch: FetchBodies, peer: str, commitments: Sequence[bytes],
 class Intake:
     """`step` hands a checked message to the core, `refuse` a refusal; `spawn` runs a coroutine to its end.
 
-    `certified` hears the height of each new verified certificate, `count` the kind of each bad message. `halt` stops
-    the node: a certified block contradicts it.
+    `certified` hears the height of each new verified certificate; `hinted` that of one which this node cannot verify,
+    or whose blocks it cannot judge, with the log it has. `key_of` knows the key of every node that the ledger ever
+    named; `executed` waits until a height is executed here; `own` is shown this node's own signatures. `count` hears
+    the kind of each bad message, and `halt` stops the node: a certified block contradicts it.
     """
 
     def __init__(
@@ -206,6 +239,10 @@ class Intake:
         fetch: FetchBodies,
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         certified: Callable[[int], None],
+        hinted: Callable[[int], None],
+        key_of: Callable[[str], bytes | None],
+        executed: Callable[[int], Awaitable[None]],
+        own: Callable[[AcknowledgementShown], None],
         halt: Callable[[Exception], None],
         count: Callable[[str], None],
     ) -> None:
@@ -213,15 +250,17 @@ class Intake:
         self._checks = checks
         self._witness = witness
         self._chain = genesis.chain_id()
-        self._keys = genesis.node_keys()
-        self._voter_keys = {voter: self._keys[voter] for voter in genesis.configuration().voters}
         self._node_id = node_id
+        self._own = own
         self._stages = stages
         self._step = step
         self._refuse = refuse
         self._fetch = fetch
         self._spawn = spawn
         self._certified = certified
+        self._hinted = hinted
+        self._key_of = key_of
+        self._executed = executed
         self._halt = halt
         self._count = count
         self._waiting: dict[str, deque[Append]] = {}
@@ -245,7 +284,8 @@ class Intake:
             case AppendReply():
                 self._step(sender, self._with_checked_acknowledgements(sender, message))
             case VoteReply(granted=True):
-                if verify_vote(self._keys[sender], self._chain, message.term, self._node_id, message.signature):
+                key = self._key_of(sender)
+                if key is not None and verify_vote(key, self._chain, message.term, self._node_id, message.signature):
                     self._witness.vote(sender, message.term, self._node_id, message.signature)
                     self._step(sender, message)
                 else:
@@ -253,18 +293,25 @@ class Intake:
             case _:
                 self._step(sender, message)
 
-    def certificate_holds(self, certificate: Certificate) -> bool:
-        """Whether a quorum of voters signed it; its signatures are also witnessed."""
+    def certificate_holds(self, certificate: Certificate, configuration: Configuration) -> bool:
+        """Whether quorums of this configuration signed it; its signatures are also witnessed."""
         try:
-            verify_certificate(signed(certificate), self._chain, self._voter_keys)
+            verify_certificate(signed(certificate), self._chain, configuration.voters, configuration.old_voters)
         except Rejection:
-            self._count("bad_certificate")
             return False
+        term, height, block = certificate.term, certificate.height, certificate.hash
         for voter, signature in certificate.signatures:
-            self._witness.acknowledgement(voter, certificate.term, certificate.height, certificate.hash, signature)
+            if voter == self._node_id:
+                self._own(AcknowledgementShown(term, height, block, signature))
+            self._witness.acknowledgement(voter, term, height, block, signature)
         return True
 
     def _with_checked_certificate(self, append: Append) -> Append | None:
+        """None for a certificate that no correct leader sends; without one that is known, or cannot be judged here.
+
+        Above the Append's last block, or where it does not connect, one may not hold merely because the voters
+        changed in blocks that this node has yet to see.
+        """
         certificate = append.certificate
         if certificate is None:
             return append
@@ -273,8 +320,16 @@ class Intake:
             if own is not None and own[1] == certificate.hash:
                 # Known already: not worth a quorum of verifications on every heartbeat.
                 return replace(append, certificate=None)
-        if not self.certificate_holds(certificate):
-            return None
+        try:
+            holds = self.certificate_holds(certificate, self._checks.certifiers(append, certificate.height))
+        except Rejection:
+            holds = False
+        if not holds:
+            if certificate.height <= append.prev_height + len(append.entries) and self._connects(append):
+                self._count("bad_certificate")
+                return None
+            self._hinted(certificate.height)
+            return replace(append, certificate=None)
         self._certified(certificate.height)
         return append
 
@@ -282,17 +337,18 @@ class Intake:
         if not reply.acknowledgements:
             return reply
         good: list[Acknowledgement] = []
-        if reply.term == self._core.term and sender in self._voter_keys:
-            for item in reply.acknowledgements:
-                if item.height <= self._core.commit_height:
-                    continue
-                if verify_acknowledgement(
-                    self._keys[sender], self._chain, reply.term, item.height, item.hash, item.signature
-                ):
-                    self._witness.acknowledgement(sender, reply.term, item.height, item.hash, item.signature)
-                    good.append(item)
-                else:
-                    self._count("bad_acknowledgement")
+        for item in reply.acknowledgements if reply.term == self._core.term else ():
+            if item.height <= self._core.commit_height:
+                continue
+            key = self._checks.configuration_at(item.height).signers.get(sender)
+            if key is None:
+                # A learner's, or a stranger's: nobody counts it.
+                continue
+            if verify_acknowledgement(key, self._chain, reply.term, item.height, item.hash, item.signature):
+                self._witness.acknowledgement(sender, reply.term, item.height, item.hash, item.signature)
+                good.append(item)
+            else:
+                self._count("bad_acknowledgement")
         return replace(reply, acknowledgements=tuple(good))
 
     def _on_append(self, sender: str, append: Append) -> None:
@@ -309,7 +365,7 @@ class Intake:
     def _take(self, sender: str, append: Append) -> None:
         unknown = self._unknown(append)
         candidate = None if unknown else self._inspect(sender, append)
-        if unknown or (candidate is not None and candidate.missing):
+        if unknown or (candidate is not None and (candidate.missing or candidate.early)):
             self._waiting[sender] = deque()
             if not unknown:
                 self._step(sender, self._heartbeat(append))
@@ -342,14 +398,29 @@ class Intake:
             if error.reason is Reason.BAD_ROOTS and _certified(append, error.height):
                 self._halt(Divergence(str(error)))
                 return None
+            if error.reason is Reason.BEHIND and append.certificate is not None:
+                if _certified(append, error.height):
+                    return self._inspect_certified(append, append.certificate.height)
+                self._hinted(append.certificate.height)
             blocks = error.before
             append, rest = _split(append, error.height)
             refused = (rest, error.reason)
         bodies: dict[bytes, bytes] = {}
         return _Candidate(append, blocks, self._checks.missing(blocks, bodies), bodies, refused)
 
+    def _inspect_certified(self, append: Append, height: int) -> _Candidate | None:
+        """The blocks up to the certified one at `height`: their voters judged what this node cannot judge yet."""
+        append = replace(append, entries=tuple(entry for entry in append.entries if entry.height <= height))
+        try:
+            blocks = self._checks.inspect(append.entries, certified=True)
+        except RefusedAtError as error:
+            append, rest = _split(append, error.height)
+            return _Candidate(append, error.before, [], {}, (rest, error.reason))
+        bodies: dict[bytes, bytes] = {}
+        return _Candidate(append, blocks, self._checks.missing(blocks, bodies), bodies)
+
     async def _complete(self, sender: str, append: Append, unknown: list[bytes]) -> None:
-        """Wait for gossip, fetch what is still missing from the sender, deliver; then what queued up behind."""
+        """Wait for gossip and execution, fetch what is missing from the sender, deliver; then what queued up."""
         queue = self._waiting[sender]
         # Before anything is fetched the core hears the leader's heartbeat.
         told = not unknown
@@ -357,6 +428,9 @@ class Intake:
             while True:
                 await self._gossip(unknown)
                 with self._stages.timed("inspect"):
+                    candidate = self._inspect(sender, append)
+                if candidate is not None and candidate.early and candidate.refused is not None:
+                    await self._execution(candidate.refused[0].prev_height)
                     candidate = self._inspect(sender, append)
                 if candidate is not None:
                     if candidate.missing and not told:
@@ -372,6 +446,12 @@ class Intake:
                 unknown = self._unknown(append)
         finally:
             del self._waiting[sender]
+
+    async def _execution(self, height: int) -> None:
+        """Until `height` is executed here, for at most EXECUTION_GRACE_S."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(EXECUTION_GRACE_S):
+                await self._executed(height)
 
     async def _gossip(self, unknown: list[bytes]) -> None:
         """Until the pool holds these transactions, for at most GOSSIP_GRACE_S."""

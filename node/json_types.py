@@ -11,12 +11,13 @@ import msgspec
 from msgspec import Meta
 
 from ledger.block import Header
-from ledger.finality import Certificate
-from ledger.receipt import Seal, StateAnswer
+from ledger.finality import Certificate, Seal
+from ledger.receipt import StateAnswer
 from node.http_types import HEX_BYTES_MAX, StateValue
 
 # Fields that hold canonical bytes and are shown decoded (`http_views`): what is in them.
 OPENED: dict[tuple[type[msgspec.Struct], str], Any] = {
+    (Header, "proof"): Certificate | None,
     (Seal, "certificate"): Certificate,
     (Seal, "header"): Header,
     (StateAnswer, "value"): StateValue | None,
@@ -43,6 +44,8 @@ def json_type(shape: Any) -> Any:
         return _sized(notes) if inner is bytes else Annotated[(json_type(inner), *notes)]
     if origin is list:
         return list[json_type(arguments[0])]  # type: ignore[misc]
+    if origin is dict:
+        return dict[json_type(arguments[0]), json_type(arguments[1])]  # type: ignore[misc]
     if origin in (Union, types.UnionType):
         return Union[tuple(json_type(each) for each in arguments)]  # noqa: UP007 - made from a list
     return shape

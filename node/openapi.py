@@ -12,9 +12,10 @@ import msgspec
 from ledger.contracts import Action, identity, network, records
 from ledger.contracts.context import BodyReference
 from ledger.finality import Certificate
+from ledger.membership import Configuration, Step
 from ledger.receipt import Receipt, StateAnswer
 from ledger.transaction import Envelope
-from node.endpoints import EVENTS, EVERYWHERE, JSON, MSGPACK, Answer, Endpoint
+from node.endpoints import EVENTS, JSON, MSGPACK, Answer, Endpoint
 from node.http_types import SCHEMAS, CutView, EventIdText, EventView, Problem
 from node.json_types import json_type
 from node.problems import COMMON_HEADERS, PROBLEM_TYPE, PROBLEMS, RETRIED, RETRY_AFTER_S
@@ -27,7 +28,14 @@ STATE = (
     identity.Organisation,
     identity.Account,
     network.Node,
+    network.NodeKey,
+    network.Ids,
     network.Parameters,
+    network.Proposal,
+    network.OpenProposals,
+    network.Pending,
+    Configuration,
+    Step,
     records.Record,
     records.Subject,
 )
@@ -134,7 +142,7 @@ def _operation(row: Endpoint, schema_of: SchemaOf) -> Schema:
         "operationId": row.handler,
         "summary": row.summary,
         "parameters": _parameters(row),
-        "responses": {"200": _answer(row, schema_of), **_problems((*EVERYWHERE, *row.problems))},
+        "responses": {"200": _answer(row, schema_of), **_problems(row.codes)},
     }
     if row.body is not None:
         schema = schema_of(row.body)

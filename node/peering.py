@@ -8,18 +8,21 @@ import structlog
 from consensus.messages import Message
 from ledger.errors import Rejection
 from network.messages import BLOCKS_MAX, KINDS
-from network.port import BlockRange, Direction, SharedTransaction
+from network.port import BlockRange, Direction, SharedTransaction, SnapshotOffer, Statements
 from node.admission import Admission
 from node.intake import Intake
 from node.metrics import Metrics
 from node.pool import Pool
+from node.snapshots import Snapshots
 from storage.store import Store
 
 _log = structlog.get_logger(__name__)
 
 
 class Peering:
-    """`admitted` is told how many transactions of peers came new into the pool."""
+    """`admitted` is told that transactions of peers came new into the pool; `removed` which peer says that this node
+    is out; `shown` what a peer holds from this node, of which `statements_of` gives the other way round.
+    """
 
     def __init__(
         self,
@@ -32,6 +35,9 @@ class Peering:
         admitted: Callable[[], None],
         connected: Callable[[str], None],
         removed: Callable[[str], None],
+        statements_of: Callable[[str], Statements],
+        shown: Callable[[str, Statements], None],
+        snapshots: Callable[[], Snapshots | None],
     ) -> None:
         self._intake = intake
         self._admission = admission
@@ -41,6 +47,9 @@ class Peering:
         self._admitted = admitted
         self._connected = connected
         self._removed = removed
+        self._statements_of = statements_of
+        self._shown = shown
+        self._snapshots = snapshots
 
     def on_consensus(self, sender: str, message: Message) -> None:
         self._intake.on_consensus(sender, message)
@@ -72,9 +81,12 @@ class Peering:
 
     def serve_blocks(self, from_height: int, bytes_max: int) -> BlockRange:
         """Up to the last certified block within the bounds; where there is none within them, up to the first."""
+        base = self._store.base.height
+        if from_height <= base:
+            return BlockRange((), None, base)
         blocks: list[bytes] = []
         size, count, newest = 0, 0, None
-        for height in range(max(from_height, 1), self._store.executed_height + 1):
+        for height in range(from_height, self._store.executed_height + 1):
             data = self._store.block_data(height)
             size += len(data)
             if newest is not None and (size > bytes_max or len(blocks) == BLOCKS_MAX):
@@ -83,7 +95,7 @@ class Peering:
             certificate = self._store.certificate(height)
             if certificate is not None:
                 count, newest = len(blocks), certificate
-        return BlockRange(tuple(blocks[:count]), None if newest is None else newest.encode())
+        return BlockRange(tuple(blocks[:count]), None if newest is None else newest.encode(), base)
 
     def serve_bodies(self, commitments: Sequence[bytes], bytes_max: int) -> Sequence[bytes]:
         found: list[bytes] = []
@@ -98,13 +110,27 @@ class Peering:
             found.append(body)
         return found
 
+    def statements_of(self, peer: str) -> Statements:
+        return self._statements_of(peer)
+
+    def on_statements(self, peer: str, statements: Statements) -> None:
+        self._shown(peer, statements)
+
+    def serve_snapshot(self) -> SnapshotOffer | None:
+        snapshots = self._snapshots()
+        return None if snapshots is None else snapshots.serve_snapshot()
+
+    def serve_chunk(self, snapshot: bytes, index: int) -> bytes | None:
+        snapshots = self._snapshots()
+        return None if snapshots is None else snapshots.serve_chunk(snapshot, index)
+
     def on_connected(self, peer: str) -> None:
         self._connected(peer)
 
     def on_goodbye(self, peer: str, reason: str) -> None:
         _log.warning("refused by a peer", peer=peer, reason=reason)
         if reason == "removed":
-            self._removed(reason)
+            self._removed(peer)
 
 
 class NetworkCounters:

@@ -47,12 +47,15 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "expired": (409, "The transaction's time is over"),
     "until_too_far": (409, "The transaction reaches too far ahead"),
     # What is not there, or not yet.
+    "pruned": (410, "This node keeps it no longer"),
+    "bad_receipt": (400, "Not a receipt of this chain"),
     "unknown_transaction": (404, "This node knows no such transaction"),
     "not_sealed": (409, "There is no proof yet"),
     # The node.
     "pool_full": (503, "Too many transactions wait for a block"),
     "busy": (503, "Too many requests at once"),
     "not_ready": (503, "The node cannot serve now"),
+    "not_confirmed": (503, "No quorum confirmed the read in time"),
     "internal": (500, "The node failed; its log says where"),
 }
 
@@ -60,7 +63,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
 OTHERWISE = (400, "The ledger refuses this")
 
 # Codes that time alone may mend: the answer says when to try again.
-RETRIED = frozenset({"pool_full", "busy", "not_ready", "not_sealed"})
+RETRIED = frozenset({"pool_full", "busy", "not_ready", "not_sealed", "not_confirmed"})
 
 
 def problem(code: str, detail: str) -> web.Response:

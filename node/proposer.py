@@ -8,12 +8,14 @@ for their commits come again together, and each block costs every node a synced 
 however little is in it. It is a wait about as long as the work on those n; after a single transaction it is none.
 
 When results stand without proof and nothing else comes, an empty block follows after `seal_delay_ms`.
+
+While a change of membership is about to be appended, or is not complete, it has the log for itself (`held_back`, and
+the core's `can_propose`).
 """
 
 import asyncio
 from collections.abc import Callable
 
-from consensus.messages import Role
 from ledger.errors import Rejection
 from ledger.genesis import Genesis
 from ledger.transaction import Transaction, check_time
@@ -40,6 +42,7 @@ class Proposer:
         *,
         now_ms: Callable[[], int],
         block_time_ms: Callable[[], int],
+        held_back: Callable[[], bool],
         seal_delay_ms: int,
         last_busy_height: int,
     ) -> None:
@@ -50,6 +53,7 @@ class Proposer:
         self._tail = tail
         self._now_ms = now_ms
         self._block_time_ms = block_time_ms
+        self._held_back = held_back
         self._seal_delay_s = seal_delay_ms / 1000
         self._last_busy_height = last_busy_height
         self._seal_timer: asyncio.TimerHandle | None = None
@@ -63,7 +67,7 @@ class Proposer:
     def consider(self) -> None:
         """Something changed: make a block if there is one to make."""
         core = self._driver.core
-        if core.role is not Role.LEADER:
+        if not core.can_propose or self._held_back():
             return
         in_flight = core.last_height - self._store.executed_height
         waiting = self._waiting
@@ -73,9 +77,9 @@ class Proposer:
         if core.last_height == self._store.executed_height and self._unsealed():
             self._start_seal_timer()
 
-    def executed(self, height: int, count: int) -> None:
-        """A block was executed here."""
-        if count:
+    def executed(self, height: int, count: int, *, reconfigured: bool = False) -> None:
+        """A block was executed here; `reconfigured`: without transactions it still changed the state."""
+        if count or reconfigured:
             self._last_busy_height = max(self._last_busy_height, height)
         if height == self._driver.core.last_height:
             self._company = self._waiting + self._newest_count
@@ -89,6 +93,11 @@ class Proposer:
             if timer is not None:
                 timer.cancel()
         self._seal_timer = self._gather_timer = None
+
+    @property
+    def last_busy_height(self) -> int:
+        """The highest executed block that changed the state, of those that were not sealed when this node started."""
+        return self._last_busy_height
 
     @property
     def _waiting(self) -> int:
@@ -148,6 +157,8 @@ class Proposer:
     def _seal(self) -> None:
         self._seal_timer = None
         core = self._driver.core
-        if core.role is Role.LEADER and core.last_height == self._store.executed_height and self._unsealed():
+        if not core.can_propose or self._held_back():
+            return
+        if core.last_height == self._store.executed_height and self._unsealed():
             # Whoever still waits for company goes along.
             self._propose(self._choose(self._now_ms()))

@@ -27,9 +27,11 @@ from ledger.block import Block
 from ledger.errors import MissingNode, Rejection
 from ledger.execution import TxResult, decode_result, history_leaf
 from ledger.genesis import Genesis
+from ledger.state_tree import EMPTY
 from storage import schema
 from storage.files import FilesReport, Places, held, is_new, scan_files
 from storage.heights import FileOf, Heights, no_file
+from storage.index import settling
 from storage.port import KeyValue, StorageFailure
 from storage.report import CheckReport, DamageError
 from storage.schema import ExecutedRecord, Link, LogRecord, Place, Roots
@@ -95,9 +97,10 @@ class _Newest:
             if fault:
                 heights.add(height, key, fault)
         count = 0
-        block = heights.block(last) if last else None
-        for height in range(last, max(last - heights_max, 0), -1):
-            parent = heights.block(height - 1) if height > 1 else None
+        block = heights.block(last) if last > heights.base.height else None
+        base = heights.base.height
+        for height in range(last, max(last - heights_max, base), -1):
+            parent = heights.block(height - 1) if height > base + 1 else None
             self._check(height, block, parent, is_executed=height <= executed)
             block = parent
             count += 1
@@ -113,7 +116,7 @@ class _Newest:
         if parent is not None:
             below = Link(parent.header.term, parent.hash, parent.header.parent)
         else:
-            below = Link(0, heights.chain if height == 1 else b"", b"")
+            below = heights.below if height == heights.base.height + 1 else Link(0, b"", b"")
         heights.check_header(height, block, parent, below)
         heights.check_link(height, link, block)
         heights.check_bodies(height, block)
@@ -130,10 +133,17 @@ class _Newest:
             with self._sound(height, schema.roots_key(height)):
                 if roots.time_ms != header.time or roots.history != merkle.root(height + 1, self):
                     raise StorageFailure("they do not fit the block's time or the nodes of the history")
-        proven = self._roots(header.executed_height) if header.executed_height < height else None
-        if proven is not None and (header.history_root, header.state_root) != (proven.history, proven.state):
+        proven = self._roots(header.executed_height) if self._has_roots(header.executed_height, height) else None
+        if proven is None:
+            return
+        # Below an installed snapshot the state's root is known only where some header carries it.
+        state = header.state_root if proven.state == EMPTY else proven.state
+        if (header.history_root, header.state_root) != (proven.history, state):
             key = schema.roots_key(header.executed_height)
             self._heights.add(header.executed_height, key, f"block {height} carries other roots")
+
+    def _has_roots(self, height: int, above: int) -> bool:
+        return self._heights.base.height <= height < above or height == 0
 
     def _roots(self, height: int) -> Roots | None:
         data = self._heights.read(schema.roots_key(height), height)
@@ -159,14 +169,15 @@ class _Newest:
                 raise StorageFailure("they are not of the block's transactions")
             if self.get(0, height) != merkle.leaf_hash(leaf):
                 raise StorageFailure(f"they do not fit history node 0/{height}")
-            self._check_index(height, results)
+            self._check_index(block, results)
 
-    def _check_index(self, height: int, results: list[TxResult]) -> None:
-        seen: set[bytes] = set()
-        for index, result in enumerate(results):
-            if not result.settles or result.id in seen:
-                continue
-            seen.add(result.id)
+    def _check_index(self, block: Block, results: list[TxResult]) -> None:
+        height = block.header.height
+
+        def until_ms(index: int) -> int:
+            return block.transactions[index].envelope.until
+
+        for index, result in settling(block.header.time, results, until_ms):
             key = schema.transaction_key(result.id)
             data = self._heights.read(key, height)
             if data is None or data == Place(height, index, result.code).encode():
@@ -174,6 +185,8 @@ class _Newest:
             with self._sound(height, key):
                 # An earlier block may have settled it.
                 place = schema.decode_place(data)
+                if place.height <= self._heights.base.height:
+                    continue
                 earlier = self._heights.read(schema.results_key(place.height), place.height)
                 found = schema.parse(list[bytes], earlier or b"", f"results {place.height}")[place.index :]
                 if not found or place.height >= height or decode_result(found[0]).id != result.id:

@@ -11,8 +11,10 @@ The scratch database stamps each value with the height that wrote it, so that a 
 The folder itself is not changed, whatever is found.
 """
 
+import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ledger.block import Block
@@ -20,11 +22,14 @@ from ledger.finality import decode_certificate
 from ledger.genesis import Genesis
 from ledger.transaction import body_commitment
 from storage import schema
+from storage.base import BASE_KEY
 from storage.executed import Divergence, Executed, genesis_executed
 from storage.files import FileFault, Places, held, opened_copy, scan_files
 from storage.heights import FileOf, Heights, no_file
 from storage.leveldb import LevelDb
 from storage.port import KeyValue, StorageFailure, Write
+from storage.promises import decode_forsworn, decode_vote
+from storage.pruned import refound, same_roots
 from storage.report import CheckReport, Problem
 from storage.schema import Evidence, ExecutedRecord, Link, LogRecord
 
@@ -65,7 +70,7 @@ def check_store(
 ) -> CheckReport:
     """Check the records of an open store that nobody writes to, with an empty scratch database."""
     check = _Check(kv, genesis, scratch, file_of)
-    for height in range(1, check.report.last_height + 1):
+    for height in range(check.base + 1, check.report.last_height + 1):
         check.height(height)
         progress(BLOCKS, height, check.report.last_height)
     check.ends()
@@ -115,12 +120,28 @@ class _Check:
         self._heights = Heights(kv, genesis, self.report, file_of)
         chain = self._heights.chain
         self._scratch = _Stamped(scratch)
-        self._scratch.write(genesis_executed(genesis), sync=False)
-        self._executed = Executed(self._scratch, chain)
         self._find_ends()
         self._heights.link(0)
-        self._below = Link(0, chain, b"")
+        # Heights up to here are not executed again.
+        self._given = 0
+        if self.base:
+            self._heights.check_base()
+            self._refound(kv, genesis)
+        else:
+            self._scratch.write(genesis_executed(genesis), sync=False)
+        self._executed = None if self._given < self.base else Executed(self._scratch, chain)
+        self._below = self._heights.below
         self._parent: Block | None = None
+
+    @property
+    def base(self) -> int:
+        return self._heights.base.height
+
+    def _refound(self, kv: KeyValue, genesis: Genesis) -> None:
+        try:
+            self._given = refound(kv, genesis, self._heights, self._scratch)
+        except StorageFailure as error:
+            self.report.add(Problem(self.base, "state", str(error)))
 
     def _find_ends(self) -> None:
         """How high the log and execution came; where a record of that is lost, by what stands there."""
@@ -151,10 +172,18 @@ class _Check:
         self._remember_bodies(block)
         heights.check_signatures(height, block)
         heights.check_bodies(height, block)
-        follows = (height - 1, block.header.parent) == (self._executed.executed_height, self._executed.executed_hash)
-        if follows and block.header.height == height <= self.report.executed_height:
+        if height <= min(max(self._given, self.base), self.report.executed_height):
+            heights.certificate(height, block)
+        elif self._follows(block) and block.header.height == height <= self.report.executed_height:
             self._replay(height, block)
         self._parent, self._below = block, Link(block.header.term, block.hash, block.header.parent)
+
+    def _follows(self, block: Block) -> bool:
+        executed, header = self._executed, block.header
+        return executed is not None and (header.height - 1, header.parent) == (
+            executed.executed_height,
+            executed.executed_hash,
+        )
 
     def ends(self) -> None:
         """The records of where the log and execution end."""
@@ -165,8 +194,8 @@ class _Check:
             if end.term < below.term:
                 fault = f"term {end.term} is below the newest block's"
                 self._heights.add(report.last_height, schema.LOG_KEY, fault)
-        replayed = self._executed.executed_height
-        if replayed < report.executed_height:
+        replayed = self._executed.executed_height if self._executed else self.base
+        if self._executed and replayed < report.executed_height:
             fault = f"state and proofs above height {replayed} could not be derived and are not compared"
             report.add(Problem(replayed + 1, "state", fault))
 
@@ -177,15 +206,28 @@ class _Check:
             done += 1
             if done % _RECORDS_A_STEP == 0:
                 progress(RECORDS, done, self._scratch.puts)
-            if key[:1] == b"d" or not (complete or key[:1] in _LASTING):
+            if key[:1] == b"d" or not (complete or key[:1] in _LASTING) or self._is_set_up(key):
                 continue
             if key[:1] == b"c" and not decode_certificate(value).signatures:
                 # A stand-in: what is wrong with the certificate was said at its height.
                 continue
             stored = self._heights.read(key, height)
-            if stored is not None and stored != value:
+            if stored is not None and stored != value and not self._says_as_much(key, stored, value):
                 self._heights.add(height, key, "it is not what the chain gives")
         progress(RECORDS, done, done)
+
+    def _is_set_up(self, key: bytes) -> bool:
+        """Whether it is in the scratch database only because a snapshot's installation puts it there."""
+        return key[:1] in b"blg" or key in (schema.LOG_KEY, BASE_KEY)
+
+    def _says_as_much(self, key: bytes, stored: bytes, value: bytes) -> bool:
+        height = schema.height_of(key)
+        if key[:1] != b"r" or height is None or not self.base <= height < self._given:
+            return False
+        try:
+            return same_roots(height, stored, value)
+        except StorageFailure:
+            return False
 
     def find_strangers(self) -> None:
         """Nothing may stand in the store that the chain does not account for."""
@@ -200,25 +242,47 @@ class _Check:
         if table in (b"b", b"l"):
             height = int.from_bytes(key[1:], "big")
             known = len(key) == 1 + 8 and height <= report.last_height and (height > 0 or table == b"l")
+            known = known and (height > self.base or (table == b"l" and height in (0, self.base)))
         elif table == b"d":
             known = self._scratch.get(key) is not None
             if not known and key == schema.body_key(body_commitment(value)):
                 report.unreferenced_bodies += 1
                 known = True
-        elif table == b"e":
-            known = self._is_evidence(key, value)
+        elif table in (b"e", b"w") or key == schema.FORSWORN_KEY:
+            known = self._is_kept(key, value)
+        elif table == b"g":
+            known = self._heights.is_configuration(key)
         else:
-            known = key == schema.LOG_KEY or not self._is_complete() or self._scratch.get(key) is not None
-        if not known:
+            known = key in (schema.LOG_KEY, BASE_KEY) or not self._is_complete() or self._scratch.get(key) is not None
+        if not known and not self._is_being_pruned(key, value):
             self._heights.add(schema.height_of(key), key, "the chain does not account for it")
+
+    def _is_being_pruned(self, key: bytes, value: bytes) -> bool:
+        """Whether it lies where pruning has begun, or is one of the certificates that came before `_given`."""
+        height, base = schema.height_of(key), self._heights.base
+        if key[:1] == b"t" and base.swept < base.height:
+            with suppress(struct.error):
+                height = schema.decode_place(value).height
+            return height is not None and base.swept <= height <= base.height
+        if height is None or key[:1] not in b"blrcx":
+            return False
+        if key[:1] == b"c" and base.height <= height <= self._given:
+            return True
+        return base.swept < base.height and base.swept <= height <= base.height
 
     def _is_complete(self) -> bool:
         """Whether every executed block could be executed again."""
-        return self._executed.executed_height == self.report.executed_height
+        return self._executed is not None and self._executed.executed_height == self.report.executed_height
 
-    def _is_evidence(self, key: bytes, value: bytes) -> bool:
+    def _is_kept(self, key: bytes, value: bytes) -> bool:
+        """Whether it is a record that follows from no chain: evidence, a vote held, votes forsworn."""
         try:
-            schema.unseal(Evidence, value, schema.name_of(key))
+            if key == schema.FORSWORN_KEY:
+                decode_forsworn(value)
+            elif key[:1] == b"w":
+                decode_vote(key, value)
+            else:
+                schema.unseal(Evidence, value, schema.name_of(key))
         except StorageFailure:
             return False
         return True
@@ -236,8 +300,9 @@ class _Check:
     def _replay(self, height: int, block: Block) -> None:
         certificate = self._heights.certificate(height, block)
         self._scratch.height = height
+        assert self._executed is not None, "it was set up"
         try:
-            commit = self._executed.derive(block, certificate)
+            commit = self._executed.derive(block, certificate, self._parent)
         except (Divergence, StorageFailure) as error:
             self._heights.add(height, schema.block_key(height), f"it does not execute: {error}")
             return

@@ -28,14 +28,16 @@ from typing import NamedTuple
 
 from ledger import merkle, state_tree
 from ledger.block import Block, decode_block
+from ledger.contracts import network
 from ledger.encoding import encode
 from ledger.errors import MissingNode, Rejection
 from ledger.execution import TxResult, execute, genesis_state, history_leaf
-from ledger.finality import Certificate, decode_certificate
+from ledger.finality import Certificate, Seal, decode_certificate
 from ledger.genesis import Genesis
-from ledger.receipt import Seal
+from ledger.membership import Change, Configuration, Step
 from ledger.state_tree import Page
 from storage import schema
+from storage.index import settling
 from storage.log import BLOCK_BYTES_MAX
 from storage.port import KeyValue, StorageFailure, Write
 from storage.schema import ExecutedRecord, Place, Roots, Undo, must, require
@@ -64,23 +66,26 @@ class UndoStep:
 
 
 class Sealed(NamedTuple):
-    """The newest seal: everything up to `height` is proved by the certified header at `header_height`."""
+    """The newest seal: everything up to `height` is proved by the certified header at `header_height`, whose
+    configuration `steps` changes of voters led to."""
 
     height: int
     header_height: int
     seal: Seal
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
     """One executed block: what `derive` found, for `apply`, `write` and `written`.
 
-    `sealed` is the newest seal after this block, None as long as there is none. `changes` are those of the
-    database, None to delete, but for what `write` makes of the rest.
+    `sealed` is the newest seal after this block, None as long as there is none. `configuration` is in effect at it.
+    `changes` are those of the database, None to delete, but for what `write` makes of the rest.
     """
 
     height: int
     block: Block
+    configuration: Configuration
     results: tuple[TxResult, ...]
     roots: Roots
     sealed: Sealed | None
@@ -135,7 +140,7 @@ def genesis_executed(genesis: Genesis) -> list[Write]:
     state_root, pages = state_tree.update(lambda path: None, state)
     leaf = merkle.leaf_hash(history_leaf(chain, 0, 0, merkle.EMPTY_ROOT))
     gained = merkle.append(0, leaf, _Nothing())
-    record = ExecutedRecord(chain=chain, format=schema.FORMAT, hash=chain, height=0, seal=None, sealed=None)
+    record = ExecutedRecord(chain=chain, format=schema.FORMAT, hash=chain, height=0, seal=None, sealed=None, steps=0)
     return [
         *[(schema.state_key(key), value) for key, value in state.items()],
         *[(schema.page_key(path), page.encode()) for path, page in pages.items() if page is not None],
@@ -156,8 +161,9 @@ class Executed:
         self._kv = kv
         self._chain = chain
         # What is applied and not yet `written`: of the database, of the tree, and which heights.
-        self._overlay: dict[bytes, bytes | None] = {}
-        self._overlay_pages: dict[bytes, Page | None] = {}
+        # Each with the height that left it: what is written of a lower one leaves it in place.
+        self._overlay: dict[bytes, tuple[int, bytes | None]] = {}
+        self._overlay_pages: dict[bytes, tuple[int, Page | None]] = {}
         self._pending: deque[int] = deque()
         self._pages: OrderedDict[bytes, Page] = OrderedDict()
         # Ids that no block has settled: asked about on admission and on execution. One leaves as it is settled.
@@ -168,6 +174,8 @@ class Executed:
         self._head = schema.unseal(ExecutedRecord, data, "record of the executed height")
         require(self._head.format == schema.FORMAT, f"store format {self._head.format} is unknown")
         require(self._head.chain == chain, f"the store is of another network, {self._head.chain.hex()}")
+        # Inclusions up to here are pruned.
+        self.forgotten_height = 0
         # What the disk holds, for the writer thread.
         self._written_height = self._head.height
         self._written_sealed = self._head.sealed or 0
@@ -176,6 +184,9 @@ class Executed:
             require(state_tree.root(self.page) == roots.state, "the state tree does not give its root")
             history = merkle.root(self._head.height + 1, _History(self))
             require(history == roots.history, "the history log does not give its root")
+            self._configuration = network.current_configuration(self.get)
+        self._digest = self._configuration.digest()
+        self._steps: list[Step] = []
         self._sealed = self._load_seal()
         self._undo = self._load_undo()
 
@@ -201,8 +212,30 @@ class Executed:
         """How many blocks are applied and not yet `written`. At most PENDING_COMMITS_MAX."""
         return len(self._pending)
 
-    def derive(self, block: Block, certificate: Certificate | None) -> Commit:
-        """Execute the next block. `certificate` is this very block's, verified, if this node holds it.
+    @property
+    def configuration(self) -> Configuration:
+        """In effect at the executed height."""
+        return self._configuration
+
+    @property
+    def written_sealed(self) -> int:
+        """The sealed height that the disk knows of; 0 before the first. For the writer thread, or while it rests."""
+        return self._written_sealed
+
+    def undo_above(self, height: int) -> tuple[UndoStep, ...]:
+        """What each block above `height`, which is not below the sealed one, changed; ascending."""
+        assert height >= (self._head.sealed or 0), "undo is kept above the sealed height"
+        return tuple(step for step in self._undo if step.height > height)
+
+    def steps(self, count: int) -> list[Step]:
+        """The first `count` changes of voters, each proved by the voters before. They never change."""
+        if len(self._steps) < count:
+            self._steps = network.steps(self.get, count)
+        return self._steps[:count]
+
+    def derive(self, block: Block, certificate: Certificate | None, parent: Block | None = None) -> Commit:
+        """Execute the next block. `certificate` is this very block's, verified, if this node holds it. `parent` is
+        the block below, needed where the header's proof certifies it.
 
         Raises Divergence if the block's header contradicts what was executed here, StorageFailure for damage.
         """
@@ -214,27 +247,28 @@ class Executed:
         self._require_agreement(block)
         reads = _Reads(self)
         with damage():
-            outcome = execute(header.time, height, block.transactions, reads)
+            outcome = execute(header.time, height, block.transactions, reads, _reconfiguration(block, parent))
             state_root, pages = state_tree.update(reads.page, outcome.writes)
             encoded = [result.encode() for result in outcome.results]
             leaf = history_leaf(block.hash, height, len(encoded), merkle.root_of(encoded))
             history = _History(self)
             history.gained = dict(merkle.append(height, merkle.leaf_hash(leaf), history))
             history_root = merkle.root(height + 1, history)
+        configuration = self._configuration_after(block, outcome.writes)
         certified = height if certificate is not None else self.roots(head.height).certified
         roots = Roots(history_root, state_root, header.time, certified)
-        sealed = self._sealed_after(block, certificate)
+        sealed = self._sealed_after(block, certificate, configuration)
         assert sealed is None or sealed.height < height, "a block seals only what was executed before it"
         before = {key: reads.get(key) for key in outcome.writes}
         undo = UndoStep(height, before, {path: reads.pages.get(path) for path in pages})
         changes = {schema.state_key(key): value for key, value in outcome.writes.items()}
         changes.update((schema.history_key(*name), node) for name, node in history.gained.items())
-        changes.update(self._index(height, outcome.results))
+        changes.update(self._index(block, outcome.results))
         changes[schema.results_key(height)] = encode(encoded)
         changes[schema.roots_key(height)] = roots.encode()
         if certificate is not None:
             changes[schema.certificate_key(height)] = certificate.encode()
-        return Commit(height, block, outcome.results, roots, sealed, undo, changes, pages)
+        return Commit(height, block, configuration, outcome.results, roots, sealed, undo, changes, pages)
 
     def apply(self, commit: Commit) -> None:
         """From here on every read answers as of `commit.height`."""
@@ -243,8 +277,8 @@ class Executed:
         assert (height, parent) == (head.height + 1, head.hash), "commits are applied in order"
         assert len(self._pending) < PENDING_COMMITS_MAX, "the driver waits for the writer"
         self._pending.append(height)
-        self._overlay.update(commit.changes)
-        self._overlay_pages.update(commit.pages)
+        self._overlay.update((key, (height, value)) for key, value in commit.changes.items())
+        self._overlay_pages.update((path, (height, page)) for path, page in commit.pages.items())
         for path, page in commit.pages.items():
             if page is None:
                 self._pages.pop(path, None)
@@ -256,6 +290,9 @@ class Executed:
         self._head = self._record(commit.block, commit.sealed)
         self._undo.append(commit.undo)
         self._sealed = commit.sealed
+        if commit.configuration is not self._configuration:
+            self._configuration = commit.configuration
+            self._digest = commit.configuration.digest()
         while commit.sealed and self._undo and self._undo[0].height <= commit.sealed.height:
             self._undo.popleft()
 
@@ -289,12 +326,11 @@ class Executed:
             assert commit.height <= self._written_height, "only a written commit leaves memory"
             height = self._pending.popleft()
             assert height == commit.height, "commits leave memory in order"
-            # What a later block changed again is another object; where it is the same one, so are disk and memory.
-            for key, value in commit.changes.items():
-                if key in self._overlay and self._overlay[key] is value:
+            for key in commit.changes:
+                if key in self._overlay and self._overlay[key][0] == height:
                     del self._overlay[key]
-            for path, page in commit.pages.items():
-                if path in self._overlay_pages and self._overlay_pages[path] is page:
+            for path in commit.pages:
+                if path in self._overlay_pages and self._overlay_pages[path][0] == height:
                     del self._overlay_pages[path]
 
     def get(self, key: str) -> bytes | None:
@@ -308,7 +344,7 @@ class Executed:
             self._pages.move_to_end(path)
             return page
         if path in self._overlay_pages:
-            return self._overlay_pages[path]
+            return self._overlay_pages[path][1]
         data = self._kv.get(schema.page_key(path))
         if data is None:
             return None
@@ -355,7 +391,9 @@ class Executed:
             return None
         data = self._get(schema.transaction_key(tx_id))
         if data is not None:
-            return schema.decode_place(data)
+            place = schema.decode_place(data)
+            # What is being pruned is as good as gone.
+            return place if place.height > self.forgotten_height else None
         self._unsettled[tx_id] = None
         if len(self._unsettled) > UNSETTLED_MAX:
             self._unsettled.popitem(last=False)
@@ -382,7 +420,7 @@ class Executed:
             return decode_certificate(self._must(schema.certificate_key(certified)))
 
     def _get(self, key: bytes) -> bytes | None:
-        return self._overlay[key] if key in self._overlay else self._kv.get(key)
+        return self._overlay[key][1] if key in self._overlay else self._kv.get(key)
 
     def _must(self, key: bytes) -> bytes:
         return must(self._get(key), key)
@@ -397,22 +435,42 @@ class Executed:
             at = header.executed_height
             raise Divergence(f"block {header.height} says other roots of height {at} than this node found")
 
-    def _sealed_after(self, block: Block, certificate: Certificate | None) -> Sealed | None:
-        """The seal never goes back: undo below it is gone."""
+    def _configuration_after(self, block: Block, writes: dict[str, bytes | None]) -> Configuration:
+        """What is in effect at the block, which must be what its header names."""
+        if network.CONFIGURATION_PATH in writes:
+            configuration = network.current_configuration(writes.get)
+            digest = configuration.digest()
+        else:
+            configuration, digest = self._configuration, self._digest
+        if block.header.configuration != digest:
+            raise Divergence(f"block {block.header.height} names another configuration than this node found")
+        return configuration
+
+    def _sealed_after(
+        self, block: Block, certificate: Certificate | None, configuration: Configuration
+    ) -> Sealed | None:
+        """The seal never goes back: undo below it is gone. A joint header seals nothing: genesis and the steps lead
+        to no joint configuration.
+        """
         header = block.header
-        if certificate is None or (self._sealed and header.executed_height < self._sealed.height):
+        if certificate is None or configuration.is_joint:
+            return self._sealed
+        if self._sealed and header.executed_height < self._sealed.height:
             return self._sealed
         seal = Seal(certificate.encode(), block.header_data, block.signature)
-        return Sealed(header.executed_height, header.height, seal)
+        return Sealed(header.executed_height, header.height, seal, configuration.steps)
 
-    def _index(self, height: int, results: tuple[TxResult, ...]) -> dict[bytes, bytes]:
-        """An id belongs to the first inclusion that settled it; see `TxResult.settles`."""
-        places: dict[bytes, bytes] = {}
-        for index, result in enumerate(results):
-            key = schema.transaction_key(result.id)
-            if result.settles and key not in places and self.place(result.id) is None:
-                places[key] = Place(height, index, result.code).encode()
-        return places
+    def _index(self, block: Block, results: tuple[TxResult, ...]) -> dict[bytes, bytes]:
+        """Where to find the ids that this block settles; see `index`."""
+
+        def until_ms(index: int) -> int:
+            return block.transactions[index].envelope.until
+
+        return {
+            schema.transaction_key(result.id): Place(block.header.height, index, result.code).encode()
+            for index, result in settling(block.header.time, results, until_ms)
+            if self.place(result.id) is None
+        }
 
     def _forget_pages(self) -> None:
         while len(self._pages) > PAGES_MAX:
@@ -426,6 +484,7 @@ class Executed:
             height=block.header.height,
             seal=sealed.header_height if sealed else None,
             sealed=sealed.height if sealed else None,
+            steps=sealed.steps if sealed else 0,
         )
 
     def _load_seal(self) -> Sealed | None:
@@ -438,7 +497,7 @@ class Executed:
         require(block.header.height == height, f"block {height} is of another height")
         require(block.header.executed_height == self._head.sealed, "the sealing header seals another height")
         seal = Seal(certificate, block.header_data, block.signature)
-        return Sealed(block.header.executed_height, height, seal)
+        return Sealed(block.header.executed_height, height, seal, self._head.steps)
 
     def _load_undo(self) -> deque[UndoStep]:
         """From the newest height down to the sealed one, take each block's changes back, and check every
@@ -460,6 +519,16 @@ class Executed:
             older |= pages
             steps.appendleft(UndoStep(height, undo.state, pages))
         return steps
+
+
+def _reconfiguration(block: Block, parent: Block | None) -> Change | Seal | None:
+    """What the block's header says of the membership, as execution takes it."""
+    header = block.header
+    if header.proof is None:
+        return header.change
+    assert parent is not None, "who leaves a joint configuration has its parent"
+    assert parent.hash == header.parent, "the proof certifies the parent"
+    return Seal(header.proof, parent.header_data, parent.signature)
 
 
 @contextmanager

@@ -11,7 +11,10 @@ from consensus.messages import Entry, HardState
 from ledger.block import Block, decode_block
 from ledger.errors import Rejection
 from ledger.keys import HASH_BYTES
-from storage import schema
+from ledger.membership import Configuration
+from storage import configurations, schema
+from storage.base import Base, base_write, genesis_base
+from storage.configurations import Configurations
 from storage.port import KeyValue, StorageFailure, Write
 from storage.schema import Link, LogRecord, must, require
 
@@ -28,10 +31,12 @@ def genesis_link(chain: bytes) -> Link:
     return Link(0, chain, bytes(HASH_BYTES))
 
 
-def genesis_log(chain: bytes) -> list[Write]:
+def genesis_log(chain: bytes, configuration: Configuration) -> list[Write]:
     """What founds an empty log: height 0 is genesis itself, of term 0."""
-    end = LogRecord(format=schema.FORMAT, hash=chain, height=0, term=0, vote=None)
+    end = LogRecord(configured=0, format=schema.FORMAT, hash=chain, height=0, term=0, vote=None)
     return [
+        *configurations.writes_of(((0, configuration),)),
+        base_write(genesis_base(chain)),
         (schema.link_key(0), genesis_link(chain).encode()),
         (schema.LOG_KEY, schema.seal(end)),
     ]
@@ -57,9 +62,13 @@ class BlockLog:
         self._end = schema.unseal(LogRecord, data, "record of the log's end")
         require(self._end.format == schema.FORMAT, f"log format {self._end.format} is unknown")
         require(executed_height <= self._end.height, "the log ends below the executed height")
+        self.base = Base(kv)
+        require(self.base.height <= executed_height, "more is pruned than was executed")
         # What a truncation under way does not touch; and how many there were, for reads that one overtakes.
         self._readable = self._end.height
         self._truncations = 0
+        self._configurations = configurations.load(kv, self._end.configured)
+        require(self._end.configured <= self._end.height, "a configuration stands above the log's end")
         self._check_links()
         for height in range(executed_height + 1, self._end.height + 1):
             self.block(height)
@@ -75,6 +84,11 @@ class BlockLog:
     @property
     def hard_state(self) -> HardState:
         return HardState(self._end.term, self._end.vote)
+
+    @property
+    def configurations(self) -> Configurations:
+        """Those in effect along the durable log."""
+        return self._configurations
 
     def persist(
         self,
@@ -98,28 +112,40 @@ class BlockLog:
             kept = min(truncate_from - 1, end.height)
             for height in range(kept + 1, end.height + 1):
                 batch += [(schema.block_key(height), None), (schema.link_key(height), None)]
+        known = tuple(item for item in self._configurations if item[0] <= kept)
+        batch += [(schema.configuration_key(height), None) for height, _ in self._configurations[len(known) :]]
         tail = self._link(kept)
         for entry in entries:
             assert (entry.height, entry.parent) == (kept + 1, tail.hash), "entries follow on the log"
             assert entry.term >= tail.term, "terms never fall along the log"
             kept, tail = entry.height, Link(entry.term, entry.hash, entry.parent)
             batch += [(schema.block_key(kept), entry.data), (schema.link_key(kept), tail.encode())]
+            known, writes = configurations.gained(known, entry)
+            batch += writes
         batch += [(schema.body_key(commitment), body) for commitment, body in bodies.items()]
         state = hard_state or self.hard_state
         assert state.term >= max(end.term, tail.term), "the term never falls, nor stays below a block's"
         assert state.term > end.term or end.vote in (None, state.vote), "one vote a term"
-        end = LogRecord(format=schema.FORMAT, hash=tail.hash, height=kept, term=state.term, vote=state.vote)
+        end = LogRecord(
+            configured=known[-1][0],
+            format=schema.FORMAT,
+            hash=tail.hash,
+            height=kept,
+            term=state.term,
+            vote=state.vote,
+        )
         batch.append((schema.LOG_KEY, schema.seal(end)))
         if truncate_from is not None:
             self._truncations += 1
             self._readable = min(truncate_from - 1, self._readable)
         self._kv.write(batch, sync=True)
         self._end = end
+        self._configurations = known
         self._readable = end.height
 
     def term_hash(self, height: int) -> tuple[int, bytes] | None:
-        """The term and the hash of the block at `height`, or None above the end."""
-        if not 0 <= height <= self._readable:
+        """The term and the hash of the block at `height`, or None above the end and below the base."""
+        if not self.base.height <= height <= self._readable:
             return None
         data = self._kv.get(schema.link_key(height))
         if data is None and height > self._readable:
@@ -129,7 +155,7 @@ class BlockLog:
 
     def block_data(self, height: int) -> bytes:
         """The bytes of the block at `height`, which is in the log."""
-        assert 1 <= height <= self._readable, "blocks are asked for inside the log"
+        assert self.base.height < height <= self._readable, "blocks are asked for inside the log"
         key = schema.block_key(height)
         return must(self._kv.get(key), key)
 
@@ -154,7 +180,7 @@ class BlockLog:
 
         Raises StorageFailure for a hole or a broken link.
         """
-        assert first >= 1, "height 0 is genesis, which is no entry"
+        assert first > self.base.height, "the base, or genesis, is no entry"
         for _ in range(READ_ATTEMPTS_MAX):
             truncations = self._truncations
             found = self._read(first, min(last, self._readable), bytes_max)
@@ -170,6 +196,8 @@ class BlockLog:
         """None where the heights do not connect: a truncation came between two reads, or damage."""
         found: list[Entry] = []
         size = 0
+        changed = [item for item in self._configurations if first <= item[0] <= last]
+        changes = {height: configurations.members_of(configuration) for height, configuration in changed}
         for height in range(first, last + 1):
             data = self._kv.get(schema.block_key(height))
             linked = self._kv.get(schema.link_key(height))
@@ -180,15 +208,17 @@ class BlockLog:
             link = schema.decode_link(linked, height)
             if found and link.parent != found[-1].hash:
                 return None
-            found.append(Entry(height, link.term, link.parent, link.hash, data))
+            found.append(Entry(height, link.term, link.parent, link.hash, data, changes.get(height)))
             size += len(data)
         return tuple(found)
 
     def _check_links(self) -> None:
-        """Walk the newest links back, down to genesis or BOOT_LINKS_MAX of them."""
-        expected = self._end.hash
-        for height in range(self._end.height, max(-1, self._end.height - BOOT_LINKS_MAX), -1):
+        """Walk the newest links back, down to the base or BOOT_LINKS_MAX of them."""
+        expected, base = self._end.hash, self.base.record
+        for height in range(self._end.height, max(base.height - 1, self._end.height - BOOT_LINKS_MAX), -1):
             link = self._link(height)
+            if height == base.height:
+                require((link.term, link.hash) == (base.term, base.hash), "the base's record and its link differ")
             require(link.hash == expected, f"link {height} does not carry the hash that its child names")
             expected = link.parent
 

@@ -7,6 +7,14 @@ from typing import Protocol
 Write = tuple[bytes, bytes | None]
 
 
+class Reads(Protocol):
+    """What is read, and from where, does not matter."""
+
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def range(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]: ...
+
+
 class KeyValue(Protocol):
     """Ordered keys, atomic batches that reach the disk in the order they were written."""
 
@@ -24,6 +32,22 @@ class KeyValue(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class View(Reads, Protocol):
+    """What is stored at one moment, as it stays while others write. May be read in a thread of its own."""
+
+    def close(self) -> None: ...
+
+
+class Viewable(KeyValue, Protocol):
+    """A database that a snapshot can be taken of, and that gives back what pruning leaves empty."""
+
+    def view(self) -> View: ...
+
+    def compact(self, start: bytes, stop: bytes) -> None:
+        """Give back the space of what was deleted from `start` to `stop`. Takes long; others may read and write."""
+        ...
 
 
 class StorageFailure(Exception):  # noqa: N818 - it is the disk's, not a caller's

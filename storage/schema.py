@@ -13,13 +13,16 @@ s ‖ state key (UTF-8)        state value, canonical
 p ‖ nibble path              page of the state tree
 h ‖ level (1) ‖ index (8)    node of the history log
 u ‖ height                   Undo: the state values before it; only above the sealed height
+g ‖ height                   configuration in effect from that height on, sealed
 m ‖ "log"                    LogRecord, sealed
 m ‖ "executed"               ExecutedRecord, sealed
 e ‖ index (4)                Evidence, sealed
+w ‖ node id (UTF-8)          promises.HeldVote, sealed: the newest vote held from that node
+m ‖ "forsworn"               promises.Forsworn, sealed; only on a node that must not vote
 
 Each value can be told from a changed one. What follows from the chain is derived again and compared. What does
-not follow from it ends in its own hash, as sealed: the two records, evidence, and the roots, whose certified
-height is the newest at or below theirs with a stored certificate, so that a missing certificate is missed.
+not follow from it ends in its own hash, as sealed: the two records, evidence, configurations, and the roots, whose
+certified height is the newest at or below theirs with a stored certificate, so that a missing certificate is missed.
 """
 
 import struct
@@ -33,12 +36,14 @@ from ledger.errors import Rejection
 from ledger.keys import HASH_BYTES, Hash, sha256, tag
 from storage.port import StorageFailure
 
-FORMAT = 1
+FORMAT = 2
 # Nothing we write ourselves is larger: the largest is an undo record, about a block's state values.
 RECORD_BYTES_MAX = 256 * 1024 * 1024
 
 LOG_KEY = b"mlog"
 EXECUTED_KEY = b"mexecuted"
+FORSWORN_KEY = b"mforsworn"
+VOTES_BEGIN, VOTES_END = b"w", b"x"
 
 _SEAL = tag("stored-record")
 _HEIGHT = struct.Struct(">cQ")
@@ -90,8 +95,10 @@ class Place:
 
 
 class LogRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The end of the log, and the hard state: the newest term, and whom this node voted for in it."""
+    """The end of the log, and the hard state: the newest term, and whom this node voted for in it. `configured` is
+    the height of the newest configuration along the log."""
 
+    configured: int
     format: int
     hash: Hash
     height: int
@@ -100,7 +107,8 @@ class LogRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ExecutedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far execution came; the height whose certified header seals `sealed`, None before the first."""
+    """How far execution came; the height whose certified header seals `sealed`, None before the first, and how many
+    changes of voters led to the configuration of that header."""
 
     chain: Hash
     format: int
@@ -108,6 +116,7 @@ class ExecutedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     height: int
     seal: int | None
     sealed: int | None
+    steps: int
 
 
 class Undo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -169,8 +178,16 @@ def undo_key(height: int) -> bytes:
     return _HEIGHT.pack(b"u", height)
 
 
+def configuration_key(height: int) -> bytes:
+    return _HEIGHT.pack(b"g", height)
+
+
 def evidence_key(index: int) -> bytes:
     return _EVIDENCE.pack(b"e", index)
+
+
+def vote_key(node: str) -> bytes:
+    return VOTES_BEGIN + node.encode("utf-8")
 
 
 def decode_link(data: bytes, height: int) -> Link:
@@ -223,16 +240,16 @@ def name_of(key: bytes) -> str:
     table = _TABLES.get(key[:1])
     if table is None:
         return f"unknown key {key[:48].hex()}"
-    if key[:1] in b"blrcxu" and len(key) == _HEIGHT.size:
+    if key[:1] in b"blrcxug" and len(key) == _HEIGHT.size:
         return f"{table} {int.from_bytes(key[1:], 'big')}"
-    if key[:1] in b"sm":
+    if key[:1] in b"smw":
         return f"{table} {key[1:].decode('utf-8', 'backslashreplace')}"
     return f"{table} {key[1:].hex()}"
 
 
 def height_of(key: bytes) -> int | None:
     """The height that a key itself names, or None."""
-    if key[:1] in b"blrcxu" and len(key) == _HEIGHT.size:
+    if key[:1] in b"blrcxug" and len(key) == _HEIGHT.size:
         return int.from_bytes(key[1:], "big")
     if key[:2] == b"h\0" and len(key) == _NODE.size:
         return int.from_bytes(key[2:], "big")
@@ -251,8 +268,10 @@ _TABLES = {
     b"p": "state page",
     b"h": "history node",
     b"u": "undo",
+    b"g": "configuration",
     b"m": "record",
     b"e": "evidence",
+    b"w": "vote held from",
 }
 
 

@@ -18,17 +18,22 @@ from collections.abc import Mapping, Sequence
 
 from consensus.messages import Entry, HardState
 from ledger import merkle
-from ledger.block import Block, decode_header
+from ledger.block import Block, decode_header, header_of
+from ledger.encoding import encode
 from ledger.errors import Rejection
 from ledger.execution import TxResult, decode_result, history_leaf
 from ledger.finality import Certificate
 from ledger.genesis import Genesis
-from ledger.receipt import make_receipt, make_state_answer, verify_seal
+from ledger.membership import Configuration
+from ledger.receipt import decode_receipt, make_receipt, make_state_answer, verify_seal
 from ledger.state_tree import prove
 from storage import schema
-from storage.executed import Commit, Executed, Sealed, damage, genesis_executed
+from storage.base import BaseRecord
+from storage.configurations import Configurations
+from storage.executed import Commit, Executed, Sealed, UndoStep, damage, genesis_executed
 from storage.log import BlockLog, genesis_log
 from storage.port import KeyValue, StorageFailure
+from storage.promises import Promises
 from storage.schema import Evidence, Place, Roots
 
 # Result trees kept for receipts, each of one block's results; beyond it the lowest height goes.
@@ -49,17 +54,19 @@ class Store:
         self._kv = kv
         self._chain = genesis.chain_id()
         if kv.get(schema.EXECUTED_KEY) is None and next(kv.range(_FIRST_KEY, _LAST_KEY), None) is None:
-            kv.write(genesis_log(self._chain) + genesis_executed(genesis), sync=True)
+            kv.write(genesis_log(self._chain, genesis.configuration()) + genesis_executed(genesis), sync=True)
         self._executed = Executed(kv, self._chain)
         self._log = BlockLog(kv, self._executed.executed_height)
+        self._executed.forgotten_height = self._log.base.height
         found = self._log.term_hash(self.executed_height)
         if found is None or found[1] != self._executed.executed_hash:
             raise StorageFailure(f"the log and the executed chain differ at height {self.executed_height}")
         if self.sealed is not None:
             with damage():
                 header = decode_header(self.sealed.seal.header)
-                verify_seal(self.sealed.seal, header, genesis)
+                verify_seal(self.sealed.seal, header, self._executed.steps(self.sealed.steps), genesis)
         self._evidence = self._load_evidence()
+        self.promises = Promises(kv)
         self._result_trees: dict[int, _ResultTree] = {}
 
     def close(self) -> None:
@@ -96,6 +103,12 @@ class Store:
         """The term and hash of the durable block at `height`, (0, chain id) at 0, None above the end."""
         return self._log.term_hash(height)
 
+    def configurations(self) -> Configurations:
+        """(height, configuration in effect from it) along the durable log, ascending; the first is at or below its
+        base.
+        """
+        return self._log.configurations
+
     def entry(self, height: int) -> Entry | None:
         """The durable entry at `height` (from 1), None above the end."""
         return self._log.entry(height)
@@ -114,6 +127,55 @@ class Store:
         """The sealed body, or None if it was never stored."""
         return self._log.body(commitment)
 
+    # Pruning.
+
+    @property
+    def base(self) -> BaseRecord:
+        """The block below the first one kept; genesis as long as nothing was pruned."""
+        return self._log.base.record
+
+    def prunable(self, height: int) -> int:
+        """The highest base at or below `height` that `prune` may move to; the present one where there is none.
+
+        A base is certified, so that every certificate that some height names is kept.
+        """
+        sealed = self.sealed_height
+        if not self._log.base.is_swept or sealed is None:
+            return self.base.height
+        bound = min(height, sealed, self._executed.written_sealed)
+        return max(self.roots(bound).certified if bound > self.base.height else 0, self.base.height)
+
+    def prune(self, height: int) -> None:
+        """From here on no read reaches `height` or below. The disk follows by `write_base`, then `sweep`."""
+        assert height == self.prunable(height), "it is sealed, certified and on the disk, as is what came before"
+        header, block = header_of(self.block_data(height))
+        self._log.base.move(height, header.term, block, header.encode())
+        self._executed.forgotten_height = height
+        for below in [below for below in self._result_trees if below <= height]:
+            del self._result_trees[below]
+
+    def have_all_bodies(self) -> None:
+        """What a snapshot left out has come. The disk follows by `write_base`."""
+        self._log.base.have_all_bodies()
+
+    def put_bodies(self, bodies: Mapping[bytes, bytes]) -> None:
+        """Keep bodies, by commitment, of blocks that came without: one batch. For the writer thread."""
+        self._kv.write([(schema.body_key(commitment), body) for commitment, body in bodies.items()], sync=True)
+
+    def write_base(self) -> None:
+        """Put the new base on the disk, synced. For the writer thread. Raises StorageFailure."""
+        self._log.base.write()
+
+    def sweep(self) -> bool:
+        """Delete some of what lies below the base, in one batch; whether there is more. For the writer thread."""
+        return not self._log.base.is_swept and self._log.base.sweep()
+
+    # Snapshots.
+
+    def undo_above(self, height: int) -> tuple[UndoStep, ...]:
+        """What each executed block above `height`, which is not below the sealed one, changed; ascending."""
+        return self._executed.undo_above(height)
+
     # Execution.
 
     def derive(self, block: Block, certificate: Certificate | None) -> Commit:
@@ -124,7 +186,8 @@ class Store:
         """
         found = self._log.term_hash(block.header.height)
         assert found == (block.header.term, block.hash), "a block executes only once it is durable here"
-        return self._executed.derive(block, certificate)
+        parent = None if block.header.proof is None else self._log.block(block.header.height - 1)
+        return self._executed.derive(block, certificate, parent)
 
     def apply(self, commit: Commit) -> None:
         """Every read from now on answers as of `commit.height`. At most PENDING_COMMITS_MAX ahead of
@@ -165,6 +228,11 @@ class Store:
         return self._executed.sealed
 
     @property
+    def configuration(self) -> Configuration:
+        """Who votes and who follows, as of the executed height."""
+        return self._executed.configuration
+
+    @property
     def pending_commits(self) -> int:
         return self._executed.pending_commits
 
@@ -186,11 +254,15 @@ class Store:
         sealed = self._require_sealed()
         with damage():
             proof = prove(self._executed.page_at_sealed, key)
-        return make_state_answer(sealed.seal, key, self._executed.state_at_sealed(key), proof)
+        steps = self._executed.steps(sealed.steps)
+        return make_state_answer(sealed.seal, steps, key, self._executed.state_at_sealed(key), proof)
 
     def receipt(self, tx_id: bytes) -> bytes:
         """The receipt of a sealed transaction. Rejection: unknown_transaction, not_sealed."""
         place = self._executed.place(tx_id)
+        if place is None and self.base.height:
+            # What is not known may have been known once.
+            raise Rejection("pruned", f"this node keeps no receipts of blocks up to height {self.base.height}")
         if place is None:
             raise Rejection("unknown_transaction", "no executed block settled this id")
         sealed = self._require_sealed()
@@ -201,7 +273,25 @@ class Store:
         with damage():
             result = decode_result(tree.encoded[place.index])
         result_path = merkle.path(place.index, len(tree.encoded), tree)
-        return make_receipt(sealed.seal, tree.leaf, history_path, result, result_path, place.index)
+        steps = self._executed.steps(sealed.steps)
+        return make_receipt(sealed.seal, steps, tree.leaf, history_path, result, result_path, place.index)
+
+    def extend_receipt(self, data: bytes) -> bytes:
+        """The same receipt under the newest seal: its block may be pruned, its place in the history stays.
+
+        Rejection: not_sealed; bad_receipt where it is none of this chain; as `decode_as`.
+        """
+        sealed = self._require_sealed()
+        receipt = decode_receipt(data)
+        height, leaf = receipt.leaf.height, encode(receipt.leaf)
+        if height > sealed.height:
+            raise Rejection("not_sealed", f"height {height} is not sealed yet")
+        if self._executed.history_node(0, height) != merkle.leaf_hash(leaf):
+            raise Rejection("bad_receipt", "the block is not in this chain's history")
+        history_path = self._executed.history_path(height, sealed.height + 1)
+        steps = self._executed.steps(sealed.steps)
+        result_path, index = receipt.result_path, receipt.index
+        return make_receipt(sealed.seal, steps, leaf, history_path, receipt.result, result_path, index)
 
     def tx_status(self, tx_id: bytes) -> Place | None:
         """(height, index, code) of the inclusion that settled this id, or None."""

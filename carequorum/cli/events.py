@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,8 +85,19 @@ def _line(event: Event) -> str:
     fields = [str(event.id), _time(event), event.code, f"by={event.by.hex()[:TRANSACTION_DIGITS]}"]
     for action in event.actions:
         fields.append(action["do"])
-        fields += [f"{name}={value}" for name, value in action.items() if name != "do"]
+        fields += _facts(action)
     return " ".join(fields)
+
+
+def _facts(action: Mapping[str, Any], within: str = "") -> list[str]:
+    """name=value; of a value that is a map of its own, outer.inner=value."""
+    facts: list[str] = []
+    for name, value in action.items():
+        if isinstance(value, Mapping):
+            facts += _facts(value, f"{within}{name}.")
+        elif within or name != "do":
+            facts.append(f"{within}{name}={value}")
+    return facts
 
 
 def _document(event: Event) -> dict[str, object]:

@@ -44,6 +44,10 @@ Url = Annotated[
         help="A node's provider port, http://host:port; repeat for more nodes.",
     ),
 ]
+Linearizable = Annotated[
+    bool,
+    typer.Option("--linearizable", help="Answer only knowing of all that any node has acknowledged until now."),
+]
 WalletFile = Annotated[
     Path | None,
     typer.Option("--wallet", metavar="FILE", envvar="CAREQUORUM_WALLET", help="The member's wallet file."),
@@ -73,11 +77,11 @@ class Access:
             raise CommandError("whose wallet? give --wallet (or --at)", USAGE)
         return Wallet.open(self.wallet_file, passphrase(self.passphrase_file, f"passphrase of {self.wallet_file}"))
 
-    def client(self, wallet: Wallet | None = None) -> Client:
+    def client(self, wallet: Wallet | None = None, *, linearizable: bool = False) -> Client:
         """A client for the nodes. Raises CommandError without an address."""
         if not self.urls:
             raise CommandError("which node? give --url (or --at)", USAGE)
-        return Client(self.urls, self.genesis, wallet)
+        return Client(self.urls, self.genesis, wallet, linearizable=linearizable)
 
 
 def access(

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from carequorum.cli.options import AsJson, At, GenesisFile, Url, access, parse_hex
+from carequorum.cli.options import AsJson, At, GenesisFile, Linearizable, Url, access, parse_hex
 from carequorum.cli.output import INVALID, USAGE, CommandError, emit, write_new
-from carequorum.verify import describe_receipt, load_genesis, verify_receipt_file
+from carequorum.verify import describe_receipt, load_genesis, read_receipt_file, verify_receipt_file
 from ledger.errors import Rejection
 from ledger.receipt import VerifiedReceipt, verify_receipt
 
@@ -22,6 +22,7 @@ def get(
     at: At = None,
     genesis: GenesisFile = None,
     url: Url = None,
+    linearizable: Linearizable = False,
     as_json: AsJson = False,
 ) -> None:
     """Fetch a transaction's receipt, verify it, and keep it in a file."""
@@ -29,8 +30,30 @@ def get(
     found = access(at, genesis, url)
 
     async def run() -> bytes:
-        async with found.client() as client:
+        async with found.client(linearizable=linearizable) as client:
             return await client.receipt(tx_id)
+
+    receipt = asyncio.run(run())
+    write_new(out, receipt, 0o644)
+    _show(verify_receipt(receipt, found.genesis), as_json)
+
+
+@app.command(epilog="Example: carequorum receipt extend tx.receipt --out newer.receipt --at build/devnet/hospital-a")
+def extend(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The saved receipt.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the newer one; never overwritten.")],
+    at: At = None,
+    genesis: GenesisFile = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a saved receipt under the network's newest seal. Works where the transaction itself is pruned."""
+    found = access(at, genesis, url)
+    saved = read_receipt_file(file)
+
+    async def run() -> bytes:
+        async with found.client() as client:
+            return await client.extend_receipt(saved)
 
     receipt = asyncio.run(run())
     write_new(out, receipt, 0o644)
@@ -66,5 +89,6 @@ def _show(receipt: VerifiedReceipt, as_json: bool) -> None:
         "certified_height": receipt.seal.certified_height,
         "certified_term": receipt.seal.certified_term,
         "certified_time": receipt.seal.certified_time_ms,
+        "steps": receipt.seal.steps,
     }
     emit(as_json, document, describe_receipt(receipt))

@@ -17,6 +17,7 @@ from carequorum.cli.options import (
     AsJson,
     At,
     GenesisFile,
+    Linearizable,
     PassphraseFile,
     Url,
     WalletFile,
@@ -159,6 +160,7 @@ def list_(
     url: Url = None,
     wallet: WalletFile = None,
     passphrase_file: PassphraseFile = None,
+    linearizable: Linearizable = False,
     as_json: AsJson = False,
 ) -> None:
     """The records under one handle, newest first, each in its newest version."""
@@ -166,7 +168,7 @@ def list_(
     member = found.open_wallet()
 
     async def run() -> dict[bytes, Record]:
-        async with found.client(member) as client:
+        async with found.client(member, linearizable=linearizable) as client:
             if subject is not None:
                 handle = parse_hex(subject, 32, "--subject")
             else:
@@ -211,6 +213,7 @@ def open_(
     url: Url = None,
     wallet: WalletFile = None,
     passphrase_file: PassphraseFile = None,
+    linearizable: Linearizable = False,
     as_json: AsJson = False,
 ) -> None:
     """Prove a record, fetch its sealed body, and open it with your keys. The content comes byte for byte."""
@@ -219,7 +222,7 @@ def open_(
     member = found.open_wallet()
 
     async def run() -> OpenedRecord:
-        async with found.client(member) as client:
+        async with found.client(member, linearizable=linearizable) as client:
             return await client.open_record(record_id, version=version)
 
     opened = asyncio.run(run())

@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from carequorum.cli.options import AsJson, At, GenesisFile, Url, access, parse_hex
+from carequorum.cli.options import AsJson, At, GenesisFile, Linearizable, Url, access, parse_hex
 from carequorum.cli.output import columns, emit
 from carequorum.submission import TxStatus
 
@@ -24,6 +24,7 @@ def status(
     at: At = None,
     genesis: GenesisFile = None,
     url: Url = None,
+    linearizable: Linearizable = False,
     as_json: AsJson = False,
 ) -> None:
     """How far it came, by a node's word: unknown, pending, committed, sealed or dropped. Proof is a receipt."""
@@ -31,7 +32,7 @@ def status(
     found = access(at, genesis, url)
 
     async def run() -> TxStatus:
-        async with found.client() as client:
+        async with found.client(linearizable=linearizable) as client:
             return await client.status(tx_id)
 
     facts = msgspec.to_builtins(asyncio.run(run()))

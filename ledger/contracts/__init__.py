@@ -8,16 +8,26 @@ read and write state through the context, and raise Rejection(code) to fail the 
 from collections.abc import Callable
 from typing import Any
 
-from ledger.contracts import identity, records
+from ledger.contracts import identity, network, records
 from ledger.contracts.context import Context
 
-Action = identity.Register | identity.Rotate | identity.Revoke | records.Add | records.Amend
+Action = (
+    identity.Register
+    | identity.Rotate
+    | identity.Revoke
+    | network.Propose
+    | network.Vote
+    | records.Add
+    | records.Amend
+)
 
 # What runs an action, by the class that the wire decoded to.
 HANDLERS: dict[type[Any], Callable[[Context, Any], None]] = {
     identity.Register: identity.register,
     identity.Rotate: identity.rotate,
     identity.Revoke: identity.revoke,
+    network.Propose: network.propose,
+    network.Vote: network.vote,
     records.Add: records.add,
     records.Amend: records.amend,
 }

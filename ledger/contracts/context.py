@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -10,12 +11,15 @@ from ledger.encoding import encode
 from ledger.errors import Rejection
 
 VALUE_BYTES_MAX = 64 * 1024
+# Of each shape, the decoded values kept for transactions that read the same bytes again, accounts above all; the one
+# not read for longest goes.
+DECODED_MAX = 256
 
 Read = Callable[[str], bytes | None]
 T = TypeVar("T")
 
 # By shape, of which there are as many as the contracts name.
-_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+_decoders: dict[Any, Callable[[bytes], Any]] = {}
 
 
 class BodyReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,7 +30,7 @@ class BodyReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_as(read: Read, shape: type[T], key: str) -> T | None:
-    """The state value at `key` as `shape`, or None if absent.
+    """The state value at `key` as `shape`, or None if absent. It may be shared: never to be changed.
 
     State values are only ever written by `Context.put`, so they are canonical already and are not encoded
     again to prove it. One that does not decode is a damaged store, hence msgspec's error and never a
@@ -35,14 +39,14 @@ def read_as(read: Read, shape: type[T], key: str) -> T | None:
     data = read(key)
     if data is None:
         return None
-    found: T = _decoder_of(shape).decode(data)
+    found: T = _decoder_of(shape)(data)
     return found
 
 
-def _decoder_of(shape: Any) -> msgspec.msgpack.Decoder[Any]:
+def _decoder_of(shape: Any) -> Callable[[bytes], Any]:
     decoder = _decoders.get(shape)
     if decoder is None:
-        decoder = _decoders[shape] = msgspec.msgpack.Decoder(shape)
+        decoder = _decoders[shape] = lru_cache(DECODED_MAX)(msgspec.msgpack.Decoder(shape).decode)
     return decoder
 
 
@@ -77,6 +81,10 @@ class Context:
         if len(data) > VALUE_BYTES_MAX:
             raise Rejection("state_too_large", f"{key}: {len(data)} bytes, at most {VALUE_BYTES_MAX}")
         self.writes[key] = data
+
+    def delete(self, key: str) -> None:
+        """Leave nothing at `key`."""
+        self.writes[key] = None
 
     def body(self, index: int) -> BodyReference:
         """The transaction's body number `index`, or Rejection("body_missing")."""

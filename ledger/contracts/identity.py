@@ -21,7 +21,7 @@ change names the version it replaces; an organisation always keeps an active adm
 """
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -131,9 +131,17 @@ def check_new_keys(actions: Iterable[object]) -> None:
     """What needs no state: Rejection("bad_key") if an action brings a key that no account may have."""
     for action in actions:
         if isinstance(action, Register):
-            _require_valid(action.key)
+            require_valid(action.key)
         elif isinstance(action, Rotate):
-            _require_valid(action.new_key)
+            require_valid(action.new_key)
+
+
+def active_admin(context: Context) -> Account:
+    """The signing account, or Rejection("not_admin") unless it is an admin's, or as `signer`."""
+    account = signer(context)
+    if account.role != "admin":
+        raise Rejection("not_admin", "only an admin may do this")
+    return account
 
 
 def signer(context: Context) -> Account:
@@ -156,11 +164,29 @@ def genesis_state(genesis: Genesis) -> dict[str, bytes]:
     return state
 
 
+def found(context: Context, organisation: str, kind: str, name: str, admin_keys: Sequence[bytes]) -> None:
+    """A new organisation and its first admins. Keys and id were checked."""
+    admins = sorted(account_id(key) for key in admin_keys)
+    context.put(organisation_path(organisation), Organisation(admins=admins, format=FORMAT, kind=kind, name=name))
+    for key in admin_keys:
+        account = Account(FORMAT, key, organisation, role="admin", status="active", version=1)
+        context.put(account_path(account_id(key)), account)
+        context.put(key_path(key), account_id(key))
+
+
+def require_new_key(context: Context, public_key: bytes, account: bytes, proof: bytes) -> None:
+    """A key enters only if it is a safe point, never served before, and its holder says so, by a `possession_proof`
+    made out to `account`. Rejection: bad_key, key_in_use or bad_proof."""
+    require_valid(public_key)
+    if context.read(key_path(public_key)) is not None:
+        raise Rejection("key_in_use", "a key serves one account, once")
+    if not verify(public_key, KEY_POSSESSION, _possession_digest(context.chain, account, public_key), proof):
+        raise Rejection("bad_proof", "the proof of possession does not verify under the new key")
+
+
 def register(context: Context, action: Register) -> None:
-    admin = signer(context)
-    if admin.role != "admin":
-        raise Rejection("not_admin", "only an admin registers members")
-    _require_new_key(context, action.key, context.by, action.proof)
+    admin = active_admin(context)
+    require_new_key(context, action.key, context.by, action.proof)
     account = account_id(action.key)
     if action.role == "admin":
         _add_admin(context, admin.organisation, account)
@@ -177,7 +203,7 @@ def rotate(context: Context, action: Rotate) -> None:
         _require_admin_of(context, account.organisation)
     _require_version(account, action.version)
     _active(account)
-    _require_new_key(context, action.new_key, action.account, action.proof)
+    require_new_key(context, action.new_key, action.account, action.proof)
     changed = msgspec.structs.replace(account, key=action.new_key, version=account.version + 1)
     context.put(account_path(action.account), changed)
     context.put(key_path(action.new_key), action.account)
@@ -222,23 +248,15 @@ def _require_admin_of(context: Context, organisation: str) -> None:
         raise Rejection("not_allowed", "only an admin of the account's organisation may do this")
 
 
-def _require_new_key(context: Context, public_key: bytes, account: bytes, proof: bytes) -> None:
-    """A key enters only if it is a safe point, never served before, and its holder says so."""
-    _require_valid(public_key)
-    if context.read(key_path(public_key)) is not None:
-        raise Rejection("key_in_use", "a key serves one account, once")
-    if not verify(public_key, KEY_POSSESSION, _possession_digest(context.chain, account, public_key), proof):
-        raise Rejection("bad_proof", "the proof of possession does not verify under the new key")
-
-
-def _require_valid(public_key: bytes) -> None:
+def require_valid(public_key: bytes) -> None:
+    """Rejection("bad_key") for a key that no account may have."""
     if not is_valid_key(public_key):
         raise Rejection("bad_key", "the key is not a valid point of the prime-order group")
 
 
 def _organisation(context: Context, organisation: str) -> Organisation:
     found = context.get_as(Organisation, organisation_path(organisation))
-    assert found is not None, "every account's organisation is in genesis"
+    assert found is not None, "every account's organisation was founded"
     return found
 
 

@@ -3,9 +3,15 @@
 A row is what `APIOperation.Case` takes: path_parameters, query, headers.
 """
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+from schemathesis.transport.serialization import Binary
+
+from ledger.encoding import encode
+from ledger.receipt import decode_receipt
 from tests.api.facts import Facts
 
 JSON, MSGPACK = "application/json", "application/msgpack"
@@ -24,6 +30,7 @@ def examples(facts: Facts, signed_reads: int) -> dict[str, list[Row]]:
     return {
         "transaction": [_path(id=tx_id) for tx_id in transactions],
         "receipt": [_path(id=tx_id) | accept for tx_id in transactions for accept in _ACCEPTS],
+        "extend": _extensions(facts.receipt),
         "blocks": [{"query": query} | accept for query in ({}, {"from": 3, "limit": 2}) for accept in _ACCEPTS],
         "block": [_path(height=height) | accept for height in (1, facts.heights[-1], 10**9) for accept in _ACCEPTS],
         "state": [
@@ -67,3 +74,26 @@ def _path(**parameters: str | int) -> dict[str, Any]:
 
 def _query(**parameters: str | int) -> dict[str, Any]:
     return {"query": parameters}
+
+
+def _extensions(receipt: bytes) -> list[Row]:
+    """A good receipt in both forms, and each way to get one wrong."""
+    content = decode_receipt(receipt)
+    wrong = [
+        b"\x80",
+        b"\xde\x00\x00",
+        encode(msgspec.structs.replace(content, format=99)),
+        encode(msgspec.structs.replace(content, index=content.index + 1)),
+    ]
+    good: list[Row] = [
+        {"body": body, "media_type": media, **accept}
+        for media, body in ((JSON, _base64(receipt)), (MSGPACK, {"receipt": Binary(receipt)}))
+        for accept in _ACCEPTS
+    ]
+    refused: list[Row] = [{"body": _base64(data), "media_type": JSON} for data in wrong]
+    text: Row = {"body": _base64(receipt), "media_type": JSON, "headers": {"Content-Type": "text/plain"}}
+    return [*good, *refused, text]
+
+
+def _base64(receipt: bytes) -> dict[str, str]:
+    return {"receipt": base64.b64encode(receipt).decode()}

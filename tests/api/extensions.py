@@ -192,7 +192,10 @@ def verifies_offline(ctx: schemathesis.CheckContext, response: schemathesis.Resp
         return
     operation, media, data = _operation(case), _media(response), response.content
     parameters = case.path_parameters or {}
-    if operation == "receipt":
+    if operation == "extend":
+        data = base64.b64decode(json.loads(data)["receipt"]) if media == JSON else data
+        assert verify_receipt(data, FACTS.genesis).id == verify_receipt(FACTS.receipt, FACTS.genesis).id
+    elif operation == "receipt":
         data = base64.b64decode(json.loads(data)["receipt"]) if media == JSON else data
         assert verify_receipt(data, FACTS.genesis).id.hex() == parameters["id"]
     elif operation == "state" and media == MSGPACK:

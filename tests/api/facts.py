@@ -26,7 +26,8 @@ class Facts(msgspec.Struct, frozen=True):
     """A node, and what its ledger holds.
 
     `members`: admin, doctor, patient, and those who may not sign: gone (revoked), rotated (by a key of before),
-    stranger (never registered). Ids are in hex, newest last; `amended` is a record of `subject` at `version`.
+    stranger (never registered). Ids are in hex, newest last; `receipt` is of the first transaction;
+    `amended` is a record of `subject` at `version`.
     """
 
     url: str
@@ -37,6 +38,7 @@ class Facts(msgspec.Struct, frozen=True):
     records: list[str]
     amended: str
     version: int
+    receipt: bytes
     subject: str
     commitments: list[str]
     heights: list[int]

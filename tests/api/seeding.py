@@ -28,6 +28,7 @@ async def seed(devnet: Devnet, node: DevnetNode, folder: Path) -> Facts:
     async with Client([node.url], devnet.genesis, doctor) as client:
         added, ids = await _write(client, [patient.public_key])
         entries = await client.records(SUBJECT)
+        receipt = await client.receipt(ids[0])
         commitments = [entry.body.commitment for entry in entries.values()]
     amended = added[-1].record
     return Facts(
@@ -46,6 +47,7 @@ async def seed(devnet: Devnet, node: DevnetNode, folder: Path) -> Facts:
         records=[each.record.hex() for each in added],
         amended=amended.hex(),
         version=VERSIONS,
+        receipt=receipt,
         subject=SUBJECT.hex(),
         commitments=[each.hex() for each in commitments],
         heights=sorted({each.committed.height for each in added}),
@@ -91,7 +93,12 @@ def _state(devnet: Devnet, wallets: list[Wallet], amended: bytes) -> dict[str, l
     """Keys of the state, by contract: one at least of every kind, and one where nothing is."""
     paths = [
         network.PARAMETERS_PATH,
+        network.CONFIGURATION_PATH,
+        network.NODES_PATH,
+        network.ORGANISATIONS_PATH,
+        network.PENDING_PATH,
         *(network.node_path(node.id) for node in devnet.genesis.nodes),
+        *(network.node_key_path(key) for key in devnet.genesis.node_keys().values()),
         *(identity.organisation_path(organisation.id) for organisation in devnet.genesis.organisations),
         *(identity.account_path(wallet.account) for wallet in wallets),
         *(identity.key_path(wallet.public_key) for wallet in wallets),

@@ -52,10 +52,14 @@ def main() -> None:
         "leader": folder.name if leads else None,
         "term": 7 if leads else 6,
         "barred": False,
+        "amnesia": False,
         "time": 0,
         "heights": {"committed": 3, "executed": 3, "last": 3, "sealed": 2},
         "head": {"height": 3, "hash": "aa" * 32, "history_root": "bb" * 32, "state_root": "cc" * 32},
         "members": [],
+        "steps": 0,
+        "joint": False,
+        "pending": None,
         "evidence": [],
     }
     HTTPServer(("127.0.0.1", config["provider"]["port"]), Handler).serve_forever()

@@ -117,8 +117,16 @@ def test_the_commands_are_these() -> None:
         "member register",
         "member revoke",
         "member rotate",
+        "network proposal",
+        "network propose-node",
+        "network propose-organisation",
+        "network propose-promotion",
+        "network propose-removal",
+        "network propose-withdrawal",
         "network status",
+        "network vote",
         "node",
+        "receipt extend",
         "receipt get",
         "receipt verify",
         "record add",
@@ -196,6 +204,13 @@ def test_a_day_at_the_hospital(
     of_rosa = ("--patient", card["account"], *at_home)
     amended = run_json(*amending, "--version", "1", *of_rosa, *ito)
     assert (amended["record"], amended["version"]) == (note["record"], 2)
+    # At once, at another hospital.
+    for command in (("record", "open", note["record"], *rosa), ("record", "list", *rosa)):
+        newest = run_json(*command, "--at", away, "--linearizable")
+        assert (newest["records"][0] if "records" in newest else newest)["version"] == 2
+    assert run_json("tx", "status", amended["transaction"], "--at", away, "--linearizable")["code"] == "ok"
+    heights = run_json("network", "status", "--at", away, "--linearizable")["heights"]
+    assert heights["executed"] >= amended["height"]
     assert fail(*amending, "--version", "1", *of_rosa, *lee)[1].startswith("stale_version:")
     until_sealed(run_json, away, amended["height"])
     for version, text in ((None, "rest, and no water"), (2, "rest, and no water"), (1, "rest, and plenty of water")):
@@ -252,6 +267,44 @@ def test_a_day_at_the_hospital(
     assert view["chain"] == network.genesis.chain_id().hex()
     assert [member["id"] for member in view["members"]] == sorted(node.id for node in network.nodes)
     assert "leader" in run("network", "status", *at_home)
+
+
+@pytest.mark.processes
+def test_hospitals_vote_on_who_belongs_to_the_network(
+    network: Devnet, run: Run, run_json: RunJson, fail: Fail, passphrase_file: Path, tmp_path: Path
+) -> None:
+    home, away = (network.folder(node) for node in network.nodes)
+    genesis = ("--genesis", network.directory / "genesis.json")
+    admin_wallet, admin_passphrase = network.wallet(network.nodes[0])
+    admin = run_json("keys", "show", admin_wallet, "--passphrase-file", admin_passphrase)["account"]
+    Wallet.create(tmp_path / "chief.wallet", b"correct horse", cost=COST_DEVELOPMENT)
+    chief = ("--wallet", tmp_path / "chief.wallet", "--passphrase-file", passphrase_file)
+    shown = ("keys", "show", tmp_path / "chief.wallet", "--passphrase-file", passphrase_file)
+    card = run_json(*shown, *genesis, "--prove-to", admin)
+
+    # A new hospital is there as soon as more than half of those before want it.
+    founded = ("st-anna", "--name", "St. Anna", "--kind", "hospital", "--admin", f"{card['key']}:{card['proof']}")
+    proposed = run_json("network", "propose-organisation", *founded, "--at", home)
+    assert (proposed["change"], proposed["of"], proposed["status"]) == ("add_organisation", "st-anna", "open")
+    voted = run_json("network", "vote", proposed["proposal"], "--approve", "--at", away)
+    assert (voted["status"], len(voted["approvals"])) == ("passed", 2)
+    run("keys", "new", tmp_path / "anna.key", "--node", "anna-1")
+    place = ("--organisation", "st-anna", "--address", "127.0.0.1:19999", "--certificate", tmp_path / "anna.key.crt")
+    until_sealed(run_json, home, voted["height"])
+    asked = run_json("network", "propose-node", "anna-1", *place, "--no-vote", "--at", home, *chief)
+    assert (asked["status"], asked["approvals"]) == ("open", [])
+    until_sealed(run_json, away, asked["height"])
+    assert run_json("network", "proposal", asked["proposal"], "--at", away)["organisation"] == "st-anna"
+    assert "add_node" in run("network", "proposal", asked["proposal"], "--at", away)
+
+    # Two against one.
+    run("network", "vote", asked["proposal"], "--reject", "--at", home)
+    closed = run_json("network", "vote", asked["proposal"], "--reject", "--at", away)
+    assert closed["status"] == "rejected"
+    assert fail("network", "vote", asked["proposal"], "--approve", "--at", home)[1].startswith("proposal_closed:")
+    for verb in ("propose-promotion", "propose-removal"):
+        assert fail("network", verb, "anna-1", "--at", home)[1].startswith("no_such_node:")
+    assert fail("network", "propose-withdrawal", asked["proposal"], "--at", home)[1].startswith("nothing_pending:")
 
 
 @pytest.mark.processes
@@ -352,7 +405,7 @@ def test_keys_and_genesis_for_a_network_of_ones_own(
         (["member", "rotate", "--account", "00"], 2, "all of --account, --key and --proof"),
         (["node", "--config", "/nonexistent"], 2, "/nonexistent is not a file"),
         (["keys", "show", "/nonexistent"], 1, "no_such_file"),
-        (["events", "--contract", "claims"], 2, "--contract is identity or records, not 'claims'"),
+        (["events", "--contract", "claims"], 2, "--contract is identity or network or records, not 'claims'"),
         (["events", "--after", "one"], 1, "bad_event_id"),
         (["events", "--from", "1", "--after", "1"], 2, "--from or --after, not both"),
     ],

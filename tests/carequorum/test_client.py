@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ from ledger.receipt import verify_receipt
 from node.http_types import json_view
 from tests.carequorum.ports import (
     IMPATIENT,
+    QUICK,
     Hospital,
     Port,
     answers,
@@ -33,7 +35,7 @@ from tests.carequorum.ports import (
     open_port,
     refuses,
 )
-from tests.ledger.founding import CHAIN, GENESIS, account_of
+from tests.ledger.founding import CHAIN, GENESIS, NOW_MS, account_of
 
 CONTENT = b'{"resourceType":"Observation","valueQuantity":{"value":10.00}}'
 TYPE = "application/fhir+json"
@@ -214,6 +216,23 @@ async def test_a_receipt_is_verified_and_proves_offline(ports: list[Port], docto
         assert verify_receipt(await client.receipt(other.id), GENESIS).id == other.id
     verified = verify_receipt(receipt, GENESIS)
     assert (verified.id, verified.code, verified.height) == (added.committed.id, "ok", added.committed.height)
+
+
+async def test_a_saved_receipt_is_extended_and_compared(ports: list[Port], doctor: Wallet, patient: Wallet) -> None:
+    async with client_of(ports, doctor) as client:
+        first = await client.add_record(CONTENT, TYPE, subject=b"s" * 32, readers=[], wait="sealed")
+        saved = await client.receipt(first.committed.id)
+        other = (await client.add_record(CONTENT, TYPE, subject=b"s" * 32, readers=[], wait="sealed")).committed
+        # Another's receipt is no answer, nor an older one.
+        ports[0].faults.append(answers(await client.receipt(other.id)))
+        extended = await client.extend_receipt(saved)
+        ports[0].faults.append(answers(saved))
+        ports[1].faults.append(answers(saved))
+        with pytest.raises(Rejection, match="bad_receipt"):
+            await client.extend_receipt(extended)
+    before, after = verify_receipt(saved, GENESIS), verify_receipt(extended, GENESIS)
+    assert replace(after, seal=before.seal) == before
+    assert after.seal.sealed_height > before.seal.sealed_height
 
 
 async def test_an_admin_registers_and_revokes_members(ports: list[Port], tmp_path: Path) -> None:
@@ -459,3 +478,30 @@ async def test_a_client_is_used_inside_its_context(ports: list[Port]) -> None:
         await client.network()
     with pytest.raises(ValueError, match="at least one node"):
         client_of([])
+
+
+async def test_a_linearizable_client_says_so_at_every_read(
+    ports: list[Port], doctor: Wallet, patient: Wallet
+) -> None:
+    async with client_of(ports[:1], doctor) as client:
+        record = await add(client, patient)
+    ports[0].requests.clear()
+    urls = [port.url for port in ports]
+    async with Client(urls, GENESIS, doctor, settings=QUICK, linearizable=True, now_ms=lambda: NOW_MS) as client:
+        await client.open_record(record)
+        await client.records(patient.subject_handle("north"))
+        await client.account(doctor.account)
+        await client.receipt((await client.block(1)).transactions[0].id)
+        await client.status(bytes(32))
+        await client.network()
+        # The node's id, which never changes, is asked without it.
+        reads = [request for request in ports[0].requests if request != "GET /v1/network"]
+        assert len(reads) >= 8
+        assert all(request.endswith("consistency=linearizable") for request in reads)
+        assert {sealed for _, sealed in ports[0].backend.confirmed} == {True, False}
+
+        ports[0].backend.unconfirmed = Rejection("not_confirmed", "cut off")
+        assert (await client.network()).node == "south-1"
+    async with Client(urls[:1], GENESIS, settings=IMPATIENT, linearizable=True) as client:
+        with pytest.raises(Refused, match="not_confirmed"):
+            await client.network()

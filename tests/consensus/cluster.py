@@ -2,7 +2,7 @@
 
 faults       messages dropped, doubled, reordered, delayed; one-way cuts; crashes that lose what was not
              written, and keep some that was written but not reported; slow, hung and failing disks; pauses and
-             tick bursts; refusals; forgotten certificates
+             tick bursts; refusals; forgotten certificates; changes of membership, transfers, compactions
 checks       see Oracle: nothing here is read from a core that could be read from a disk
 two phases   `run` breaks things and checks safety; `settle` heals everything and demands progress
 """
@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
-from consensus.configuration import quorum
+from consensus.configuration import after_joint, has_quorum, is_one_step, joint_step
 from consensus.errors import ProtocolViolation
 from consensus.messages import (
     Answer,
@@ -24,8 +24,11 @@ from consensus.messages import (
     NodeId,
     PreVote,
     PreVoteReply,
+    ReadIndexReply,
+    ReadState,
     Reason,
     Role,
+    Slot,
     Vote,
     VoteReply,
 )
@@ -35,13 +38,14 @@ from tests.consensus.nodes import Disk, Node, PlainSigner, acknowledgement
 FLYING_MAX = 400
 FETCH_BLOCKS_MAX = 12
 REPLICATE_GAP_BLOCKS = 6
+ELECTION_TICKS_MAX = 20
 
 
 class Oracle:
     """What must never happen, remembered for the whole run, crashes included."""
 
-    def __init__(self, voters: tuple[NodeId, ...], disks: dict[NodeId, Disk]) -> None:
-        self.voters = voters
+    def __init__(self, founding: Configuration, disks: dict[NodeId, Disk]) -> None:
+        self.founding = founding
         self.disks = disks
         self.leaders: dict[int, NodeId] = {}
         self.blocks: dict[tuple[int, int], bytes] = {}
@@ -49,6 +53,13 @@ class Oracle:
         self.acknowledged: dict[tuple[NodeId, int, int], bytes] = {}
         self.committed: dict[int, bytes] = {}
         self.certified: set[bytes] = set()
+        self.reads: dict[tuple[NodeId, int], int] = {}
+
+    def configuration_at(self, block: bytes, height: int) -> Configuration:
+        """In effect at that block, by the disks alone."""
+        disk = next(disk for name, disk in self.disks.items() if self._hash_at(name, height) == block)
+        changes = [disk.blocks[at].configuration for at in range(1, height + 1)]
+        return next((change for change in reversed(changes) if change is not None), self.founding)
 
     def sealed(self, height: int, term: int, block: bytes) -> None:
         assert self.blocks.setdefault((height, term), block) == block, "one block a height and term"
@@ -66,13 +77,14 @@ class Oracle:
         term, node_id = node.core.term, node.node_id
         if self.leaders.get(term) == node_id:
             return
-        assert node_id in self.voters, "a voter leads"
+        latest = [configuration for _, configuration in node.core.configurations()][-2:]
+        assert any(node_id in configuration.electorate for configuration in latest), "a voter leads"
         assert term not in self.leaders, "one leader a term"
         self.leaders[term] = node_id
         assert node.disk.hard_state.term == term, "a leader's term is on its disk"
         for height, block in self.committed.items():
             held = node.core.term_hash(height) or (0, b"")
-            assert held[1] == block, "a leader holds everything committed"
+            assert held[1] == block or height < node.core.base_height, "a leader holds everything committed"
 
     def certificate(self, certificate: Certificate) -> None:
         """Every certificate on its way is checked once: signatures, and copies on a quorum of disks."""
@@ -81,17 +93,18 @@ class Oracle:
         self.certified.add(certificate.hash)
         term, height, block = certificate.term, certificate.height, certificate.hash
         signers = {voter for voter, _ in certificate.signatures}
-        assert signers <= set(self.voters), "voters signed"
+        configuration = self.configuration_at(block, height)
+        assert signers <= set(configuration.electorate), "voters signed"
         assert len(signers) == len(certificate.signatures), "each signed once"
-        assert len(signers) >= quorum(len(self.voters)), "a quorum signed"
+        assert has_quorum(configuration, signers), "a quorum signed"
         for voter, signature in certificate.signatures:
             assert signature == acknowledgement(voter, term, height, block), "each signature is of this block"
-        copies = sum(self.disks[voter].term_hash(height) == (term, block) for voter in self.voters)
-        assert copies >= quorum(len(self.voters)), "a certified block is on a quorum of disks"
+        copies = [name for name in self.disks if self.disks[name].term_hash(height) == (term, block)]
+        assert has_quorum(configuration, copies), "a certified block is on a quorum of disks"
         self._commit_ancestors(certificate)
 
     def _commit_ancestors(self, certificate: Certificate) -> None:
-        holder = next(name for name in self.voters if self._hash_at(name, certificate.height) == certificate.hash)
+        holder = next(name for name in self.disks if self._hash_at(name, certificate.height) == certificate.hash)
         disk = self.disks[holder]
         below = certificate.height
         while below > 0 and below not in self.committed:
@@ -108,8 +121,9 @@ class Oracle:
         """
         for height, block in before.items():
             if self.committed.get(height) == block and self._hash_at(node_id, height) != block:
-                copies = sum(self._hash_at(voter, height) == block for voter in self.voters)
-                assert copies >= quorum(len(self.voters)), "a committed block stays on a quorum of disks"
+                copies = [name for name in self.disks if self._hash_at(name, height) == block]
+                configuration = self.configuration_at(block, height)
+                assert has_quorum(configuration, copies), "a committed block stays on a quorum of disks"
 
     def _hash_at(self, node_id: NodeId, height: int) -> bytes | None:
         entry = self.disks[node_id].blocks.get(height)
@@ -119,6 +133,13 @@ class Oracle:
         found = node.disk.term_hash(certificate.height)
         assert found == (certificate.term, certificate.hash), "what is told committed is on this disk"
         assert self.committed.get(certificate.height) == certificate.hash, "what is told committed is certified"
+
+    def asks(self, node_id: NodeId, token: int) -> None:
+        self.reads[node_id, token] = max(self.committed, default=0)
+
+    def answers(self, node_id: NodeId, state: ReadState) -> None:
+        floor = self.reads.pop((node_id, state.token))
+        assert state.height is None or state.height >= floor, "a read sees what was committed before it"
 
     def sends(self, node: Node, receiver: NodeId, message: Message) -> None:
         hard_state = node.disk.hard_state
@@ -139,6 +160,8 @@ class Oracle:
                 assert message.height <= node.disk.last_height, "what is accepted is on the disk"
             case Append() if message.certificate is not None:
                 self.certificate(message.certificate)
+            case ReadIndexReply():
+                return
         assert message.term <= hard_state.term, "a term is durable before it is spoken"
 
 
@@ -147,9 +170,9 @@ class WatchedSigner(PlainSigner):
         super().__init__(node_id)
         self._oracle = oracle
 
-    def seal(self, height: int, term: int, parent: bytes, payload: object) -> tuple[bytes, bytes]:
-        data, block = super().seal(height, term, parent, payload)
-        self._oracle.sealed(height, term, block)
+    def seal(self, slot: Slot, payload: object) -> tuple[bytes, bytes]:
+        data, block = super().seal(slot, payload)
+        self._oracle.sealed(slot.height, slot.term, block)
         return data, block
 
     def acknowledge(self, term: int, height: int, block: bytes) -> bytes:
@@ -160,13 +183,18 @@ class WatchedSigner(PlainSigner):
 class Cluster:
     """`nodes` holds the running ones; `disks` outlive them."""
 
-    def __init__(self, seed: int, voters: int, learners: int = 0, disk: Callable[[], Disk] = Disk) -> None:
+    def __init__(
+        self, seed: int, voters: int, learners: int = 0, disk: Callable[[], Disk] = Disk, outsiders: int = 0
+    ) -> None:
         self.random = random.Random(seed)
-        names = tuple(f"n{number}" for number in range(1, voters + learners + 1))
-        self.configuration = Configuration(names[:voters], names[voters:])
+        names = tuple(f"n{number}" for number in range(1, voters + learners + outsiders + 1))
+        self.configuration = Configuration(names[:voters], names[voters : voters + learners])
+        self.removed: set[NodeId] = set()
+        self.stood: dict[NodeId, tuple[int, int]] = {}
+        self.churn = outsiders > 0
         self.names = names
         self.disks = {name: disk() for name in names}
-        self.oracle = Oracle(self.configuration.voters, self.disks)
+        self.oracle = Oracle(self.configuration, self.disks)
         self.nodes: dict[NodeId, Node] = {}
         self.flying: list[tuple[NodeId, NodeId, Message]] = []
         self.cut: set[tuple[NodeId, NodeId]] = set()
@@ -190,7 +218,7 @@ class Cluster:
         settings = CoreSettings(
             name,
             election_ticks_min=10,
-            election_ticks_max=20,
+            election_ticks_max=ELECTION_TICKS_MAX,
             heartbeat_ticks=2,
             seed=self._seed + self.counts["crash"],
             inflight_messages_max=4,
@@ -213,6 +241,7 @@ class Cluster:
         self.hung.discard(name)
         self.paused.discard(name)
         self.failed.discard(name)
+        self.oracle.reads = {asked: floor for asked, floor in self.oracle.reads.items() if asked[0] != name}
         self.counts["crash"] += 1
 
     def _write(self, node: Node) -> int:
@@ -252,6 +281,10 @@ class Cluster:
             node.disk.certificate = certificate
             self.counts["commit"] += 1
         node.committed.clear()
+        for state in node.reads:
+            self.oracle.answers(name, state)
+            self.counts["read" if state.height is not None else "read failed"] += 1
+        node.reads.clear()
         while len(self.flying) > FLYING_MAX:
             self.flying.pop(self.random.randrange(len(self.flying)))
 
@@ -285,6 +318,8 @@ class Cluster:
             return
         if message.height:
             follower = self.disks[sender].term_hash(message.height)
+            if message.height < leader.core.base_height:
+                return
             assert leader.core.term_hash(message.height) == follower, "what is accepted is the leader's"
 
     def tick(self, name: NodeId) -> None:
@@ -299,11 +334,55 @@ class Cluster:
         self._drain(name)
         return height
 
+    def read(self, name: NodeId) -> None:
+        if name not in self.failed:
+            self._payload += 1
+            self.oracle.asks(name, self._payload)
+            self.nodes[name].core.read(self._payload)
+            self._drain(name)
+
+    def compact(self, name: NodeId) -> None:
+        core = self.nodes[name].core
+        highest = min(core.commit_height, core.durable_height)
+        if highest > core.base_height:
+            core.compact(self.random.randint(core.base_height, highest))
+            self.counts["compact"] += 1
+
+    def change(self, name: NodeId) -> None:
+        """Some one step of the membership, if this node leads and may take it. A removed node never comes back."""
+        core = self.nodes[name].core
+        before = core.configuration
+        moved = self.random.choice([other for other in self.names if other not in self.removed] or [name])
+        voters, learners = set(before.voters), set(before.learners)
+        if moved in voters:
+            voters.discard(moved)
+        elif moved in learners:
+            learners.discard(moved)
+            voters |= {moved} if self.random.random() < 0.8 else set()
+        else:
+            learners.add(moved)
+        target = Configuration(tuple(sorted(voters)), tuple(sorted(learners)))
+        if core.propose_change(target) is not None:
+            assert is_one_step(before, joint_step(before, target))
+            assert before.joint is False
+            assert after_joint(core.configuration) == target
+            if moved not in core.configuration.voters and moved not in learners:
+                self.removed.add(moved)
+            self.counts["change"] += 1
+            self._drain(name)
+
     def fetch(self, name: NodeId) -> None:
-        """Catch-up, as the shell does it: a node that knows of a certificate far above its commit asks any other."""
+        """Catch-up, as the shell does it: a node asks any other for what a certificate far above its commit proves.
+
+        Also for a little, once its commit has stood below that for an election timeout.
+        """
         node = self.nodes[name]
         known = node.core.known_certificate
-        if known is None or known.height - node.core.commit_height <= REPLICATE_GAP_BLOCKS // 2:
+        gap = known.height - node.core.commit_height if known else 0
+        stood_at, stood_ticks = self.stood.get(name, (0, 0))
+        stands = gap > 0 and node.core.commit_height == stood_at
+        self.stood[name] = (node.core.commit_height, stood_ticks + 1 if stands else 0)
+        if gap <= REPLICATE_GAP_BLOCKS // 2 and self.stood[name][1] <= ELECTION_TICKS_MAX:
             return
         other = self.random.choice([other for other in self.names if other != name])
         if other not in self.nodes or (other, name) in self.cut or (name, other) in self.cut:
@@ -341,7 +420,7 @@ class Cluster:
             self._repair(chance.random())
         elif dice < 0.05:
             leading = [name for name in up if self.nodes[name].core.role is Role.LEADER]
-            self.propose(chance.choice(leading or up))
+            self._ask(chance.choice(leading or up), chance.choice(up), chance.random())
         elif dice < 0.05 + self._persist_rate:
             name = chance.choice(up)
             if name not in self.hung:
@@ -363,6 +442,19 @@ class Cluster:
             self.counts["tick burst"] += burst
             for _ in range(25 if burst else 1):
                 self.tick(name)
+
+    def _ask(self, leader: NodeId, anyone: NodeId, dice: float) -> None:
+        if dice < 0.6:
+            self.propose(leader)
+        elif dice < 0.8:
+            self.read(anyone)
+        elif dice < 0.85:
+            self.counts["transfer"] += self.nodes[leader].core.transfer()
+            self._drain(leader)
+        elif dice < 0.9:
+            self.compact(anyone)
+        elif self.churn:
+            self.change(leader)
 
     def _fault(self, dice: float) -> None:
         name = self.random.choice(self.names)
@@ -449,7 +541,10 @@ class Cluster:
                 self.deliver(0)
 
     def _all_at(self, height: int) -> bool:
-        return all(node.core.commit_height == height and not node.pending for node in self.nodes.values())
+        leader = self.leader()
+        members = self.nodes[leader].core.configuration.members if leader else self.names
+        nodes = [self.nodes[name] for name in members]
+        return all(node.core.commit_height == height and not node.pending for node in nodes)
 
     def describe(self) -> str:
         return "; ".join(

@@ -18,14 +18,30 @@ from consensus.messages import (
     NodeId,
     PreVote,
     PreVoteReply,
+    ReadIndex,
+    ReadIndexReply,
+    ReadState,
     Ready,
     Role,
+    Slot,
+    TimeoutNow,
     Vote,
     VoteReply,
 )
 from consensus.ports import CoreSettings, Restored
 
-AnyMessage = TypeVar("AnyMessage", PreVote, PreVoteReply, Vote, VoteReply, Append, AppendReply)
+AnyMessage = TypeVar(
+    "AnyMessage",
+    PreVote,
+    PreVoteReply,
+    Vote,
+    VoteReply,
+    Append,
+    AppendReply,
+    TimeoutNow,
+    ReadIndex,
+    ReadIndexReply,
+)
 
 GENESIS = sha256(b"genesis").digest()
 
@@ -71,10 +87,18 @@ class Disk:
         self.blocks = {entry.height: entry for entry in chain or []}
         self.hard_state = hard_state or HardState()
         self.certificate: Certificate | None = None
+        self.base = (0, 0, GENESIS)
+        self.base_configuration: Configuration | None = None
 
     @property
     def last_height(self) -> int:
-        return len(self.blocks)
+        return max(self.blocks, default=self.base[0])
+
+    def compact(self, height: int, configuration: Configuration) -> None:
+        """Forget the blocks at `height` and below; `configuration` is in effect there."""
+        base = self.blocks[height]
+        self.base, self.base_configuration = (height, base.term, base.hash), configuration
+        self.blocks = {at: entry for at, entry in self.blocks.items() if at > height}
 
     def write(self, batch: Ready) -> None:
         if batch.truncate_from is not None:
@@ -104,9 +128,9 @@ class PlainSigner:
     def __init__(self, node_id: NodeId) -> None:
         self.node_id = node_id
 
-    def seal(self, height: int, term: int, parent: bytes, payload: object) -> tuple[bytes, bytes]:
+    def seal(self, slot: Slot, payload: object) -> tuple[bytes, bytes]:
         data = payload if isinstance(payload, bytes) else b""
-        return data, block_hash(height, term, parent, data)
+        return data, block_hash(slot.height, slot.term, slot.parent, data)
 
     def acknowledge(self, term: int, height: int, block: bytes) -> bytes:
         return acknowledgement(self.node_id, term, height, block)
@@ -125,20 +149,28 @@ class Node:
         disk: Disk | None = None,
         settings: CoreSettings | None = None,
         signer: PlainSigner | None = None,
+        *,
+        must_compare: bool = False,
+        forsworn: bool = False,
     ) -> None:
         self.node_id = node_id
         self.disk = disk or Disk()
         self.sent: list[tuple[NodeId, Message]] = []
         self.committed: list[Certificate] = []
         self.pending: deque[Ready] = deque()
+        self.reads: list[ReadState] = []
+        base_height, base_term, base_hash = self.disk.base
+        changes = [(block.height, block.configuration) for block in self.disk.blocks.values() if block.configuration]
         restored = Restored(
             hard_state=self.disk.hard_state,
-            base_height=0,
-            base_term=0,
-            base_hash=GENESIS,
+            base_height=base_height,
+            base_term=base_term,
+            base_hash=base_hash,
             last_height=self.disk.last_height,
             certificate=self.disk.certificate,
-            configurations=((0, configuration),),
+            configurations=((base_height, self.disk.base_configuration or configuration), *changes),
+            must_compare=must_compare,
+            forsworn=forsworn,
         )
         self.core = RaftCore(settings or CoreSettings(node_id), restored, self.disk, signer or PlainSigner(node_id))
 
@@ -151,6 +183,7 @@ class Node:
                 self.pending.append(ready)
             if ready.committed is not None:
                 self.committed.append(ready.committed)
+            self.reads.extend(ready.reads)
 
     def persist(self, batches: int | None = None) -> None:
         """Write the oldest `batches` of what is pending (all, if None), and report the last one."""
@@ -184,7 +217,8 @@ class Node:
 
     def log(self) -> list[Entry]:
         """The whole log as the core sees it, durable or not."""
-        entries = [self.core.entry(height) for height in range(1, self.core.last_height + 1)]
+        first = self.core.base_height + 1
+        entries = [self.core.entry(height) for height in range(first, self.core.last_height + 1)]
         return [entry for entry in entries if entry is not None]
 
 
@@ -207,7 +241,7 @@ def follower(
 def elect(node: Node) -> Node:
     """Let `node` win the next term with everyone's votes, its own disk answering; what it sent is left in `sent`."""
     term = node.core.term + 1
-    others = [voter for voter in node.core.configuration.voters if voter != node.node_id]
+    others = [voter for voter in node.core.configuration.electorate if voter != node.node_id]
     node.tick(20)
     for other in others:
         node.step(other, PreVoteReply(term, granted=True))
@@ -232,14 +266,14 @@ def append(term: int, prev: Entry | None, *entries: Entry, certificate: Certific
     return Append(term, *anchor, entries, certificate)
 
 
-def accept(term: int, *blocks: Entry, voter: NodeId) -> AppendReply:
+def accept(term: int, *blocks: Entry, voter: NodeId, round_heard: int = 0) -> AppendReply:
     """What `voter` answers once `blocks` are on its disk."""
     acks = tuple(
         Acknowledgement(block.height, block.hash, acknowledgement(voter, term, block.height, block.hash))
         for block in blocks
         if block.term == term
     )
-    return AppendReply(term, Answer.ACCEPTED, blocks[-1].height, acknowledgements=acks)
+    return AppendReply(term, Answer.ACCEPTED, blocks[-1].height, acknowledgements=acks, round=round_heard)
 
 
 def conflict(term: int, rejected: int, height: int, hint_term: int) -> AppendReply:

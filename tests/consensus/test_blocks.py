@@ -4,8 +4,9 @@ from itertools import pairwise
 
 import pytest
 
+from consensus.configuration import can_block, quorum
 from consensus.errors import InvariantViolation
-from consensus.messages import Answer, Append, AppendReply, Configuration, Reason, Role
+from consensus.messages import Answer, Append, AppendReply, Configuration, Reason, Role, Vote, VoteReply
 from tests.consensus.nodes import accept, append, elect, follower, led, make_block, make_chain, only
 
 # refusals
@@ -49,13 +50,13 @@ def test_a_refusal_is_tried_again_with_the_next_heartbeat_only() -> None:
     assert node.role() is Role.LEADER
 
 
-def test_refused_by_a_quorum_a_leader_stays_out_of_elections_until_mended() -> None:
+def test_a_leader_without_a_quorum_beside_its_refusers_stays_out_of_elections_until_mended() -> None:
     node = led(configuration=Configuration(("n1", "n2", "n3", "n4"), ("n5",)))
-    for other in ("n2", "n2", "n3", "n5"):
+    for other in ("n2", "n2", "n5"):
         node.step(other, refusal(1))
         assert not node.core.barred
-    node.step("n4", refusal(1))
-    assert (node.core.barred, node.core.role) == (True, Role.FOLLOWER)
+    node.step("n3", refusal(1))
+    assert (node.core.barred, node.core.barred_for, node.core.role) == (True, Reason.BAD_TIME, Role.FOLLOWER)
     node.tick(100)
     assert node.role() is Role.FOLLOWER
     node.core.mend()
@@ -63,10 +64,32 @@ def test_refused_by_a_quorum_a_leader_stays_out_of_elections_until_mended() -> N
     assert node.role() is Role.PRE_CANDIDATE
 
 
-def test_of_two_voters_neither_is_barred_as_the_other_could_not_lead_alone() -> None:
+def test_of_two_voters_the_refused_one_stands_aside_and_votes_for_the_other() -> None:
     node = led(configuration=Configuration(("n1", "n2")))
     node.step("n2", refusal(1))
+    assert (node.core.barred, node.core.role) == (True, Role.FOLLOWER)
+    node.take()
+    node.step("n2", Vote(2, 1, 1))
+    node.persist()
+    assert only(node.take(), VoteReply, "n2")[0].granted
+
+
+@pytest.mark.parametrize(("voters", "enough"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (6, 3), (7, 4)])
+def test_so_many_refusers_bar_a_leader_that_the_others_are_no_quorum(voters: int, enough: int) -> None:
+    names = tuple(f"n{number}" for number in range(1, voters + 1))
+    barred = [count for count in range(voters + 1) if can_block(Configuration(names), names[:count])]
+    assert barred[0] == enough == voters - quorum(voters) + 1
+
+
+def test_a_follower_that_cannot_judge_yet_bars_nobody_and_is_asked_again() -> None:
+    node = led()
+    for other in ("n2", "n3"):
+        node.step(other, AppendReply(1, Answer.REFUSED, 1, reason=Reason.BEHIND))
     assert (node.core.barred, node.core.role) == (False, Role.LEADER)
+    node.take()
+    node.tick(2)
+    node.step("n2", AppendReply(1, Answer.ACCEPTED, 0))
+    assert [len(message.entries) for message in only(node.take(), Append, "n2")] == [0, 1]
 
 
 def test_a_follower_that_changed_its_mind_refuses_no_longer() -> None:

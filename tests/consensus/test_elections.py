@@ -219,7 +219,7 @@ def test_a_leader_is_not_disturbed_either() -> None:
     node = elect(follower(term=1))
     node.step("n3", Vote(50, 9, 9))
     node.step("n3", PreVote(50, 9, 9))
-    assert (node.core.role, node.core.term) == (Role.LEADER, 2)
+    assert (node.core.role, node.core.term, node.core.leader) == (Role.LEADER, 2, "n1")
 
 
 def test_a_node_behind_in_terms_learns_the_newer_one() -> None:
@@ -340,6 +340,8 @@ def test_equal_seeds_give_each_node_its_own_timeouts() -> None:
         {"uncommitted_bytes_max": 10},
         {"inflight_messages_max": 0},
         {"replicate_gap_blocks": 0},
+        {"inflight_bytes_max": 0},
+        {"promote_gap_blocks": 0},
     ],
 )
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:

@@ -123,7 +123,7 @@ def test_memory_keeps_a_bounded_tail_and_everything_not_durable(monkeypatch: pyt
 
 def test_a_change_of_configuration_comes_and_goes_with_its_block() -> None:
     log = make_log(Disk())
-    four = Configuration(("n1", "n2", "n3", "n4"))
+    four = Configuration(("n1", "n2", "n3"), ("n4",))
     first = make_chain(1)[0]
     second = Entry(2, 1, first.hash, b"s" * 32, b"", four)
     log.append([first, second])

@@ -1,5 +1,7 @@
 """Replication and commit: one hand-written interleaving for each way they have gone wrong elsewhere."""
 
+from dataclasses import replace
+
 import pytest
 
 from consensus.errors import Contradiction, InvariantViolation, ProtocolViolation
@@ -353,6 +355,30 @@ def test_match_never_falls() -> None:
     node.step("n2", AppendReply(2, Answer.ACCEPTED, 4))
     node.step("n2", AppendReply(2, Answer.ACCEPTED, 3))
     node.step("n2", conflict(2, rejected=3, height=0, hint_term=0))
+    assert view(node, "n2") == (4, State.REPLICATE)
+
+
+def test_a_follower_whose_disk_lost_what_it_accepted_is_begun_with_anew() -> None:
+    """It was restored from a backup, say: whatever it may still vote for, it must be able to follow."""
+    node = led(1, 1, 1)
+    node.step("n2", AppendReply(2, Answer.ACCEPTED, 4))
+    lost = conflict(2, rejected=4, height=2, hint_term=1)
+    node.take()
+    for _ in range(2):
+        node.step("n2", lost)
+        assert view(node, "n2") == (4, State.REPLICATE), "it may be an old answer that was overtaken"
+    node.tick(2)
+    (beat,) = only(node.take(), Append, "n2")
+    assert (beat.prev_height, beat.round) == (4, 1)
+    node.step("n2", replace(lost, round=1))
+    (beat,) = only(node.take(), Append, "n2")
+    assert (view(node, "n2"), beat.prev_height) == ((0, State.PROBE), 2)
+    node.step("n2", AppendReply(2, Answer.ACCEPTED, 2, round=1))
+    assert [heights(message.entries) for message in only(node.take(), Append, "n2")] == [[3, 4]]
+    node.step("n2", AppendReply(2, Answer.ACCEPTED, 4, round=1))
+    node.step("n2", replace(lost, round=1))
+    assert view(node, "n2") == (4, State.REPLICATE)
+    node.step("n2", conflict(2, rejected=0, height=0, hint_term=0))
     assert view(node, "n2") == (4, State.REPLICATE)
 
 

@@ -9,8 +9,9 @@ LIVENESS_TICKS = 10 * 20
 
 
 def run(seed: int) -> Cluster:
-    voters, learners = ((3, 0), (4, 0), (5, 0), (3, 1), (2, 0), (1, 1))[seed % 6]
-    cluster = Cluster(seed, voters, learners)
+    sizes = ((3, 0, 0), (4, 0, 0), (5, 0, 0), (3, 1, 0), (2, 0, 0), (1, 1, 0), (3, 1, 2), (1, 0, 3))
+    voters, learners, outsiders = sizes[seed % len(sizes)]
+    cluster = Cluster(seed, voters, learners, outsiders=outsiders)
     cluster.run(STEPS)
     cluster.settle(LIVENESS_TICKS)
     return cluster
@@ -24,3 +25,10 @@ def test_no_seed_breaks_a_promise_and_every_seed_recovers(first: int) -> None:
         except Exception as error:
             error.add_note(f"seed {seed}: tests.consensus.test_simulation.run({seed}) shows it again")
             raise
+
+
+@pytest.mark.parametrize(
+    "seed", [279, 1790], ids=["only a removed voter can win", "a little below the leader's base"]
+)
+def test_a_seed_that_once_stood_still_recovers(seed: int) -> None:
+    run(seed)

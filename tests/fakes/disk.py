@@ -50,6 +50,13 @@ class PowerLossDisk:
         if sync and not self.sync_ignored:
             self._keep(len(self._unsynced))
 
+    def view(self) -> "DiskView":
+        self._require_open()
+        return DiskView(dict(self._current))
+
+    def compact(self, start: bytes, stop: bytes) -> None:
+        self._require_open()
+
     def close(self) -> None:
         """A clean stop: the operating system writes out what it still holds."""
         self._keep(len(self._unsynced))
@@ -83,6 +90,23 @@ class PowerLossDisk:
     def _require_open(self) -> None:
         if self._closed:
             raise StorageFailure("the fake disk is closed")
+
+
+class DiskView:
+    """What the disk answered when this was made."""
+
+    def __init__(self, content: dict[bytes, bytes]) -> None:
+        self._content = content
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._content.get(key)
+
+    def range(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        keys = sorted((key for key in self._content if start <= key < stop), reverse=reverse)
+        yield from [(key, self._content[key]) for key in keys]
+
+    def close(self) -> None:
+        self._content = {}
 
 
 def _apply(content: dict[bytes, bytes], batch: Sequence[Write]) -> None:

@@ -39,6 +39,7 @@ def make_header(transactions: list[Transaction], **fields: object) -> Header:
         height=3,
         history_root=sha256(b"history"),
         parent=sha256(b"parent"),
+        proof=None,
         proposer="north-1",
         state_root=sha256(b"state"),
         term=2,
@@ -132,7 +133,8 @@ def test_malformed_wrappers() -> None:
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
-        ({"format": 2}, "unknown_format"),
+        ({"format": 1}, "unknown_format"),
+        ({"format": 3}, "unknown_format"),
         ({"executed_height": 3}, "bad_block"),
         ({"executed_height": 4}, "bad_block"),
         ({"height": 0}, "bad_structure"),

@@ -8,7 +8,6 @@ from ledger.errors import Rejection
 from ledger.finality import (
     CERTIFICATE_BYTES_MAX,
     Certificate,
-    Configuration,
     NodeId,
     decode_certificate,
     make_certificate,
@@ -59,6 +58,32 @@ def test_a_quorum_certifies_and_survives_encoding(signers: tuple[str, ...]) -> N
 def test_less_than_a_quorum_does_not() -> None:
     assert refusal(certify("n0", "n1")) == "bad_certificate"
     assert refusal(certify()) == "bad_certificate"
+
+
+NEW = {name: KEYS[name].public for name in ("n1", "n2", "n3", "n4", "n5")}
+
+
+@pytest.mark.parametrize(
+    ("signers", "holds"),
+    [
+        (("n1", "n2", "n3"), True),
+        (("n0", "n1", "n2", "n3", "n4", "n5"), True),
+        (("n0", "n1", "n2", "n4"), True),
+        # A quorum of the one is none of the other.
+        (("n0", "n1", "n2"), False),
+        (("n3", "n4", "n5"), False),
+        (("n0", "n4", "n5"), False),
+        ((), False),
+    ],
+)
+def test_while_voters_change_both_have_to_agree(signers: tuple[str, ...], holds: bool) -> None:
+    certificate = certify(*signers)
+    for voters, old in ((NEW, VOTERS), (VOTERS, NEW)):
+        if holds:
+            verify_certificate(certificate, CHAIN, voters, old)
+        else:
+            with pytest.raises(Rejection, match="bad_certificate"):
+                verify_certificate(certificate, CHAIN, voters, old)
 
 
 def test_one_voter_counts_once() -> None:
@@ -117,13 +142,6 @@ def test_a_vote_is_no_acknowledgement() -> None:
     acknowledgement = sign_acknowledgement(key, CHAIN, TERM, HEIGHT, BLOCK)
     assert verify_acknowledgement(key.public, CHAIN, TERM, HEIGHT, BLOCK, acknowledgement)
     assert not verify_vote(key.public, CHAIN, TERM, "n1", acknowledgement)
-
-
-def test_a_configuration_digest_tells_voters_from_learners() -> None:
-    one = Configuration(learners=["b"], voters=["a"])
-    other = Configuration(learners=["a"], voters=["b"])
-    assert one.digest() != other.digest()
-    assert one.digest() == Configuration(learners=["b"], voters=["a"]).digest()
 
 
 @pytest.mark.parametrize("name", ["", "-a", "A", "a_b", "a b", "a\n", "a/b", "é", "a" * 33])

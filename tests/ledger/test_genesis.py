@@ -85,7 +85,7 @@ def test_the_chain_id_names_everything_in_it() -> None:
 
 def test_voters_and_learners_are_the_first_configuration() -> None:
     configuration = GENESIS.configuration()
-    assert configuration.voters == ["north-1", "south-1", "west-1"]
+    assert list(configuration.voters) == ["north-1", "south-1", "west-1"]
     assert configuration.learners == ["zone-1"]
     assert sorted(GENESIS.node_keys()) == ["north-1", "south-1", "west-1", "zone-1"]
 
@@ -148,8 +148,12 @@ def test_the_first_state_is_genesis_and_nothing_more() -> None:
     state = genesis_state(GENESIS)
     assert sorted(state) == sorted(
         [
+            "network/configuration",
+            "network/nodes",
+            "network/organisations",
             "network/parameters",
             *(network.node_path(node.id) for node in GENESIS.nodes),
+            *(network.node_key_path(key) for key in GENESIS.node_keys().values()),
             *(identity.organisation_path(organisation.id) for organisation in GENESIS.organisations),
             *(identity.account_path(account_of(name)) for name in ("north-admin", "south-admin")),
             *(identity.key_path(signing_key(name).public) for name in ("north-admin", "south-admin")),

@@ -7,6 +7,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ledger.errors import Rejection
 from ledger.keys import SigningKey
@@ -17,6 +19,7 @@ from ledger.node_cert import (
     key_pem,
     make_certificate,
     seed_from_pem,
+    standard_key,
 )
 
 SEED = bytes(range(32))
@@ -91,3 +94,39 @@ def test_other_key_files_are_refused() -> None:
     for pem in (b"", b"not a key", elliptic):
         with pytest.raises(Rejection, match="bad_key_file"):
             seed_from_pem(pem, None)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.binary(min_size=32, max_size=32), st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True))
+def test_a_standard_certificate_is_what_we_make(seed: bytes, node_id: str) -> None:
+    assert standard_key(make_certificate(seed, node_id), node_id) == SigningKey(seed).public
+
+
+def test_no_bit_of_a_standard_certificate_is_free() -> None:
+    der = make_certificate(SEED, "n1")
+    for bit in range(len(der) * 8):
+        changed = bytearray(der)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(Rejection, match="bad_certificate"):
+            standard_key(bytes(changed), "n1")
+
+
+@pytest.mark.parametrize(
+    "der",
+    [b"", bytes(31), make_certificate(SEED, "n2"), make_certificate(SEED, "n1") + b"\0", bytes(DER_BYTES_MAX + 1)],
+    ids=["empty", "short", "another node's", "longer", "too long"],
+)
+def test_other_bytes_are_no_standard_certificate(der: bytes) -> None:
+    with pytest.raises(Rejection, match="bad_certificate"):
+        standard_key(der, "n1")
+
+
+def test_other_certificates_of_the_same_node_are_no_standard_ones() -> None:
+    with pytest.raises(Rejection, match="bad_certificate"):
+        standard_key(elliptic_certificate(), "n1")
+
+
+def test_a_key_that_may_not_be_registered_is_none() -> None:
+    der = make_certificate(SEED, "n1").replace(SigningKey(SEED).public, bytes(32))
+    with pytest.raises(Rejection, match="no Ed25519 key"):
+        standard_key(der, "n1")

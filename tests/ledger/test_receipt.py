@@ -13,22 +13,21 @@ from ledger.block import Header, block_hash, seal_block, tx_root
 from ledger.encoding import decode, encode
 from ledger.errors import Rejection
 from ledger.execution import TxResult, history_leaf, results_root
-from ledger.finality import make_certificate, sign_acknowledgement
+from ledger.finality import Seal, make_certificate, sign_acknowledgement
 from ledger.genesis import Genesis
-from ledger.keys import SigningKey, sha256
+from ledger.keys import sha256
 from ledger.receipt import (
     RECEIPT_BYTES_MAX,
     STATE_ANSWER_BYTES_MAX,
-    Seal,
     make_receipt,
     make_state_answer,
     verify_receipt,
     verify_state_answer,
 )
 from ledger.state_tree import OtherLeaf, StateProof, tree_key
-from tests.ledger.founding import CHAIN, GENESIS, VOTERS, make_genesis
+from tests.ledger.founding import CHAIN, GENESIS, VOTERS, make_genesis, node_key
 
-NODE_KEYS = {node.id: SigningKey(sha256(b"node", node.id.encode())) for node in GENESIS.nodes}
+NODE_KEYS = {node.id: node_key(node.id) for node in GENESIS.nodes}
 LEARNER = "zone-1"
 STATE = {f"records/record/{number:02x}": b"value %d" % number for number in range(24)}
 PRESENT, ABSENT = "records/record/05", "records/record/ff"
@@ -65,6 +64,7 @@ class Chain:
             "height": size,
             "history_root": merkle.root(size, self),
             "parent": b"p" * 32,
+            "proof": None,
             "proposer": VOTERS[0],
             "state_root": state_tree.root(self.pages.get),
             "term": 7,
@@ -77,10 +77,10 @@ class Chain:
         path = merkle.path(height, len(self.leaves), self)
         results = self.results[height]
         result_path = merkle.inclusion_path([item.encode() for item in results], index)
-        return make_receipt(seal, self.leaves[height], path, results[index], result_path, index)
+        return make_receipt(seal, [], self.leaves[height], path, results[index], result_path, index)
 
     def answer(self, key: str, seal: Seal) -> bytes:
-        return make_state_answer(seal, key, STATE.get(key), state_tree.prove(self.pages.get, key))
+        return make_state_answer(seal, [], key, STATE.get(key), state_tree.prove(self.pages.get, key))
 
 
 def result(number: int, code: str = "ok") -> TxResult:
@@ -231,14 +231,14 @@ def forged_seals(chain: Chain) -> dict[str, tuple[Seal, str]]:
         "another header's signature": (msgspec.structs.replace(good, signature=other.signature), "bad_seal"),
         "another configuration": (make_seal(chain.header(configuration=b"k" * 32)), "bad_seal"),
         "another chain in the header": (make_seal(chain.header(chain=b"x" * 32)), "wrong_chain"),
-        "a later header format": (make_seal(chain.header(format=2)), "unknown_format"),
+        "a later header format": (make_seal(chain.header(format=3)), "unknown_format"),
         "roots of its own height": (make_seal(chain.header(executed_height=4)), "bad_block"),
     }
 
 
 def test_forged_seals_are_refused(chain: Chain) -> None:
     for name, (forged, code) in forged_seals(chain).items():
-        answer = make_state_answer(forged, PRESENT, STATE[PRESENT], state_tree.prove(chain.pages.get, PRESENT))
+        answer = make_state_answer(forged, [], PRESENT, STATE[PRESENT], state_tree.prove(chain.pages.get, PRESENT))
         assert (name, refusal(verify_state_answer, answer)) == (name, code)
         # A receipt's own paths are checked before the seal, and hang from the executed height.
         if code != "bad_block":
@@ -264,7 +264,7 @@ RECEIPT_CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
     "longer history path": (lambda r: r["history_path"].append(bytes(32)), "bad_receipt"),
     "shorter history path": (lambda r: r["history_path"].pop(), "bad_receipt"),
     "endless path": (lambda r: r["result_path"].extend([bytes(32)] * 65), "bad_structure"),
-    "later format": (lambda r: r.update(format=2), "unknown_format"),
+    "later format": (lambda r: r.update(format=3), "unknown_format"),
     "extra field": (lambda r: r.update(note="x"), "bad_structure"),
     "missing field": (lambda r: r.pop("index"), "bad_structure"),
     "negative index": (lambda r: r.update(index=-1), "bad_structure"),
@@ -295,7 +295,7 @@ ANSWER_CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
     "longer proof": (lambda a: a["proof"]["siblings"].append(bytes(32)), "bad_state_answer"),
     "shorter proof": (lambda a: a["proof"]["siblings"].pop(), "bad_state_answer"),
     "endless proof": (lambda a: a["proof"]["siblings"].extend([bytes(32)] * 257), "bad_structure"),
-    "later format": (lambda a: a.update(format=2), "unknown_format"),
+    "later format": (lambda a: a.update(format=3), "unknown_format"),
     "extra field": (lambda a: a["proof"].update(note="x"), "bad_structure"),
     "text for bytes": (lambda a: a.update(value="dmFsdWUgNQ=="), "bad_structure"),
 }
@@ -314,13 +314,13 @@ def test_a_present_value_may_be_empty_but_is_not_absent(seal: Seal) -> None:
     chain.pages.update({path: page for path, page in pages.items() if page is not None})
     own = make_seal(chain.header())
     proof = state_tree.prove(chain.pages.get, "a")
-    assert verify_state_answer(make_state_answer(own, "a", b"", proof), GENESIS).value == b""
-    assert refusal(verify_state_answer, make_state_answer(own, "a", None, proof)) == "bad_state_answer"
-    assert refusal(verify_state_answer, make_state_answer(seal, "a", b"", proof)) == "bad_state_answer"
+    assert verify_state_answer(make_state_answer(own, [], "a", b"", proof), GENESIS).value == b""
+    assert refusal(verify_state_answer, make_state_answer(own, [], "a", None, proof)) == "bad_state_answer"
+    assert refusal(verify_state_answer, make_state_answer(seal, [], "a", b"", proof)) == "bad_state_answer"
 
 
 def test_absence_takes_no_leaf_of_the_key_itself(chain: Chain, seal: Seal) -> None:
     proof = state_tree.prove(chain.pages.get, PRESENT)
     itself = OtherLeaf(tree_key(PRESENT), sha256(STATE[PRESENT]))
-    answer = make_state_answer(seal, PRESENT, None, StateProof(itself, proof.siblings))
+    answer = make_state_answer(seal, [], PRESENT, None, StateProof(itself, proof.siblings))
     assert refusal(verify_state_answer, answer) == "bad_state_answer"

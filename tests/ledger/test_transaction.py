@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import msgpack
+import msgspec
 import pytest
 
 from ledger.contracts import ACTION_NAMES, HANDLERS, Action
+from ledger.contracts.network import Promote, Proposed, Remove, Withdraw
 from ledger.encoding import decode, encode
 from ledger.errors import Rejection
 from ledger.keys import sha256
@@ -30,8 +32,13 @@ from tests.ledger.founding import (
     NOW_MS,
     addition,
     amendment,
+    ballot,
     make_envelope,
     make_genesis,
+    new_node,
+    new_organisation,
+    proposal,
+    proposal_id,
     registration,
     revocation,
     rotation,
@@ -77,13 +84,39 @@ def test_every_action_survives_the_wire() -> None:
         registration("n", "patient"),
         rotation("n", "n-2", 1),
         revocation("n", 2),
+        proposal("p", Withdraw(proposal_id("q"))),
+        ballot("p", approve=False),
         addition("r"),
         amendment("r", 1, body=1),
     ]
     assert {type(action) for action in actions} == set(HANDLERS)
     assert sign(actions, by="doctor", bodies=[b"x", b"y"]).envelope.actions == actions
-    known = {"member.register", "member.rotate", "member.revoke", "record.add", "record.amend"}
-    assert known == ACTION_NAMES
+    assert {
+        "member.register",
+        "member.rotate",
+        "member.revoke",
+        "network.propose",
+        "network.vote",
+        "record.add",
+        "record.amend",
+    } == ACTION_NAMES
+
+
+@pytest.mark.parametrize(
+    "change",
+    [new_node("n"), new_organisation("east"), Promote("n"), Remove("n"), Withdraw(proposal_id("q"))],
+    ids=lambda change: type(change).__name__,
+)
+def test_every_proposed_change_survives_the_wire(change: Proposed) -> None:
+    assert sign([proposal("p", change)], by="north-admin").envelope.actions == [proposal("p", change)]
+
+
+@pytest.mark.parametrize(
+    "address", ["host", "host:0", "host:65536", "host:080", "a b:80", ":80", "h:80\n", "h" * 256 + ":80"]
+)
+def test_an_address_is_a_host_and_a_port(address: str) -> None:
+    with pytest.raises(Rejection, match="bad_structure"):
+        sign([proposal("p", msgspec.structs.replace(new_node("n"), address=address))], by="north-admin")
 
 
 def test_the_id_leaves_the_signature_out_and_the_hash_does_not() -> None:

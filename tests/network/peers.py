@@ -15,7 +15,16 @@ from ledger.node_cert import make_certificate
 from network.greeting import PATHS, Greeter
 from network.messages import Lane
 from network.peer_network import PeerNetwork
-from network.port import BlockRange, Direction, Identity, NetworkSettings, Peer, SharedTransaction
+from network.port import (
+    BlockRange,
+    Direction,
+    Identity,
+    NetworkSettings,
+    Peer,
+    SharedTransaction,
+    SnapshotOffer,
+    Statements,
+)
 from network.tls import TlsContexts
 
 CHAIN = b"c" * 32
@@ -44,11 +53,15 @@ class Recorder:
     announced: list[tuple[str, list[bytes]]] = field(default_factory=list)
     connected: list[str] = field(default_factory=list)
     goodbyes: list[tuple[str, str]] = field(default_factory=list)
+    held: dict[str, Statements] = field(default_factory=dict)
+    shown: list[tuple[str, Statements]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     tapped: list[tuple[Direction, str, bytes]] = field(default_factory=list)
     pool: dict[bytes, SharedTransaction] = field(default_factory=dict)
     blocks: BlockRange = NO_BLOCKS
     bodies: dict[bytes, bytes] = field(default_factory=dict)
+    snapshot: SnapshotOffer | None = None
+    chunks: dict[tuple[bytes, int], bytes] = field(default_factory=dict)
     fails_with: Exception | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -87,6 +100,19 @@ class Recorder:
 
     def serve_bodies(self, commitments: Sequence[bytes], bytes_max: int) -> Sequence[bytes]:
         return [self.bodies[item] for item in commitments if item in self.bodies]
+
+    def serve_snapshot(self) -> SnapshotOffer | None:
+        return self.snapshot
+
+    def serve_chunk(self, snapshot: bytes, index: int) -> bytes | None:
+        return self.chunks.get((snapshot, index))
+
+    def statements_of(self, peer: str) -> Statements:
+        return self.held.get(peer, Statements())
+
+    def on_statements(self, peer: str, statements: Statements) -> None:
+        self.shown.append((peer, statements))
+        self._changed.set()
 
     def on_connected(self, peer: str) -> None:
         self.connected.append(peer)
@@ -191,7 +217,7 @@ async def greeted_lane(
 ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
     """A lane on which both sides said hello."""
     async with raw_lane(address, identity(node_id), lane) as socket:
-        await socket.send_bytes(Greeter(identity(node_id), CHAIN).hello())
+        await socket.send_bytes(Greeter(identity(node_id), CHAIN).hello("a"))
         await socket.receive_bytes(timeout=PATIENCE_S)
         yield socket
 

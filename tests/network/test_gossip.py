@@ -9,7 +9,7 @@ from ledger.transaction import body_commitment
 from network import gossip, sync
 from network.frames import pack
 from network.messages import TRANSACTION_BYTES_MAX, Blocks, Bodies, Lane
-from network.port import BlockRange, FetchFailed, NetworkSettings, SharedTransaction
+from network.port import BlockRange, FetchFailed, NetworkSettings, SharedTransaction, SnapshotOffer
 from tests.network.peers import SETTINGS, Recorder, greeted_lane, member, network, pair, shared
 
 QUICK = replace(SETTINGS, fetch_timeout_ms=50)
@@ -190,7 +190,7 @@ async def test_a_peer_that_leaves_ends_the_questions_put_to_it() -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [Bodies(1, []), Blocks(1, [b"block"], None), Blocks(1, [], b"certificate")],
+    [Bodies(1, []), Blocks(1, [b"block"], None, 0), Blocks(1, [], b"certificate", 0)],
     ids=["bodies for blocks", "no certificate", "no blocks"],
 )
 @pytest.mark.asyncio
@@ -232,6 +232,17 @@ async def test_a_body_that_nobody_asked_for_closes_the_link() -> None:
 async def test_an_answer_that_nobody_waits_for_is_dropped_and_the_link_stays() -> None:
     recorder = Recorder()
     async with network("a", recorder, {"b": member("b")}) as a, greeted_lane(a.address, "b") as lane:
-        await lane.send_bytes(pack(Blocks(99, [], None)).frames[0])
+        await lane.send_bytes(pack(Blocks(99, [], None, 0)).frames[0])
         await recorder.until(lambda: recorder.counts["dropped blocks unasked"])
         assert not lane.closed
+
+
+@pytest.mark.asyncio
+async def test_a_snapshot_is_offered_and_served_by_chunks() -> None:
+    async with pair() as two:
+        assert await two.a.fetch_snapshot("b") is None
+        two.at_b.snapshot = SnapshotOffer(b"manifest", b"proof")
+        two.at_b.chunks[b"s" * 32, 7] = chunk = b"c" * (1 << 20)
+        assert await two.a.fetch_snapshot("b") == two.at_b.snapshot
+        assert await two.a.fetch_chunk("b", b"s" * 32, 7) == chunk
+        assert await two.a.fetch_chunk("b", b"s" * 32, 8) is None

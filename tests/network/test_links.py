@@ -96,6 +96,17 @@ async def test_a_peer_that_restarts_is_dialled_again() -> None:
 
 
 @pytest.mark.asyncio
+async def test_pins_given_before_it_listens_count_from_the_start() -> None:
+    """As a daemon gives them, which reads them from its store."""
+    at_a, at_b = Recorder(), Recorder()
+    async with network("a", at_a, {"b": member("b")}) as a:
+        later = network("b", at_b, {})
+        later.set_peers({"a": member("a", a.address)})
+        async with later:
+            await at_b.until(lambda: at_b.connected == ["a"])
+
+
+@pytest.mark.asyncio
 async def test_a_newer_connection_of_a_member_replaces_the_older() -> None:
     recorder = Recorder()
     async with (
@@ -173,7 +184,7 @@ async def test_the_tap_sees_every_frame_of_both_sides_in_clear() -> None:
         assert any(b"planted in clear" in frame for frame in came)
 
 
-HELLO_OF_B = Greeter(identity("b"), CHAIN).hello()
+HELLO_OF_B = Greeter(identity("b"), CHAIN).hello("a")
 
 
 @pytest.mark.asyncio

@@ -21,7 +21,10 @@ from consensus.messages import (
     Entry,
     PreVote,
     PreVoteReply,
+    ReadIndex,
+    ReadIndexReply,
     Reason,
+    TimeoutNow,
     Vote,
     VoteReply,
 )
@@ -54,7 +57,10 @@ certificates = st.builds(
     Certificate, numbers, numbers, hashes, st.lists(st.tuples(names, signatures), max_size=3).map(tuple)
 )
 configurations = st.builds(
-    Configuration, st.lists(names, max_size=3).map(tuple), st.lists(names, max_size=2).map(tuple)
+    Configuration,
+    st.lists(names, max_size=3).map(tuple),
+    st.lists(names, max_size=2).map(tuple),
+    st.lists(names, max_size=3).map(tuple),
 )
 entries = st.builds(Entry, numbers, numbers, hashes, hashes, st.binary(max_size=50), st.none() | configurations)
 replies = st.builds(
@@ -66,16 +72,28 @@ replies = st.builds(
     numbers,
     st.lists(st.builds(Acknowledgement, numbers, hashes, st.just(b"") | signatures), max_size=3).map(tuple),
     st.sampled_from(Reason),
+    numbers,
+    st.booleans(),
 )
 consensus_messages = st.one_of(
     st.builds(PreVote, numbers, numbers, numbers),
     st.builds(PreVoteReply, numbers, st.booleans()),
-    st.builds(Vote, numbers, numbers, numbers),
+    st.builds(Vote, numbers, numbers, numbers, st.booleans()),
     st.builds(VoteReply, numbers, st.booleans(), st.just(b"") | signatures),
     st.builds(
-        Append, numbers, numbers, numbers, hashes, st.lists(entries, max_size=3).map(tuple), st.none() | certificates
+        Append,
+        numbers,
+        numbers,
+        numbers,
+        hashes,
+        st.lists(entries, max_size=3).map(tuple),
+        st.none() | certificates,
+        numbers,
     ),
     replies,
+    st.builds(TimeoutNow, numbers),
+    st.builds(ReadIndex, numbers, numbers),
+    st.builds(ReadIndexReply, numbers, numbers, st.none() | numbers),
 )
 
 
@@ -131,13 +149,13 @@ def test_a_length_that_no_memory_holds_is_refused(kind: messages.Kind, head: byt
 @pytest.mark.parametrize(
     "message",
     [
-        messages.Append(1, 1, 1, b"short", (), None),
-        messages.Append(-1, 1, 1, H, (), None),
-        messages.Append(2**53 + 1, 1, 1, H, (), None),
-        messages.Append(1, 1, 1, H, (), messages.Certificate(1, 1, H, (("A!", S),))),
-        messages.Append(1, 1, 1, H, (), messages.Certificate(1, 1, H, (("a", b"s"),))),
-        messages.Append(1, 1, 1, H, (messages.Entry(1, 1, P, b"", b"", None),), None),
-        messages.Append(1, 1, 1, H, (), messages.Certificate(1, 1, H, tuple((f"n{i}", S) for i in range(65)))),
+        messages.Append(1, 1, 1, b"short", (), None, 0),
+        messages.Append(-1, 1, 1, H, (), None, 0),
+        messages.Append(2**53 + 1, 1, 1, H, (), None, 0),
+        messages.Append(1, 1, 1, H, (), messages.Certificate(1, 1, H, (("A!", S),)), 0),
+        messages.Append(1, 1, 1, H, (), messages.Certificate(1, 1, H, (("a", b"s"),)), 0),
+        messages.Append(1, 1, 1, H, (messages.Entry(1, 1, P, b"", b"", None),), None, 0),
+        messages.Append(1, 1, 1, H, (), messages.Certificate(1, 1, H, tuple((f"n{i}", S) for i in range(65))), 0),
     ],
     ids=["short hash", "negative", "too high", "node id", "signature", "entry hash", "65 signatures"],
 )
@@ -149,9 +167,9 @@ def test_the_wire_bounds_what_the_core_need_not(message: messages.Append) -> Non
 
 def test_a_message_beyond_its_row_is_our_own_mistake() -> None:
     with pytest.raises(ValueError, match="hello of"):
-        encode(Hello(1, b"c" * 2000, "a"))
+        encode(Hello(1, b"c" * 40_000, "a"))
     with pytest.raises(Rejection, match="message_too_large"):
-        decode(kind_of(Hello(1, H, "a")), b"\x93" + bytes(2000))
+        decode(kind_of(Hello(1, H, "a")), b"\x93" + bytes(40_000))
 
 
 def test_a_rejection_never_quotes_what_came() -> None:
@@ -180,7 +198,7 @@ def test_batches_keep_every_transaction_in_order_within_their_bounds(shapes: lis
 
 def large(count: int) -> Parcel:
     """A message of several frames on the sync stream."""
-    return pack(Blocks(count, [bytes([count]) * 40_000] * 5, b"certificate"))
+    return pack(Blocks(count, [bytes([count]) * 40_000] * 5, b"certificate", 0))
 
 
 def test_frames_of_different_streams_may_alternate() -> None:
@@ -198,7 +216,7 @@ def test_frames_of_different_streams_may_alternate() -> None:
 @given(st.integers(0, 3 * PIECE_BYTES_MAX + 2))
 @settings(max_examples=30, deadline=None)
 def test_a_message_of_any_size_comes_back_from_bounded_frames(size: int) -> None:
-    sent = Blocks(1, [bytes(size)], b"c")
+    sent = Blocks(1, [bytes(size)], b"c", 0)
     parcel = pack(sent)
     assert all(len(frame) <= FRAME_BYTES_MAX for frame in parcel.frames)
     assembler = Assembler(Lane.CONTROL)

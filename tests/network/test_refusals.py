@@ -35,7 +35,7 @@ async def goodbye(socket: aiohttp.ClientWebSocketResponse) -> str:
     """The reason that the accepting side "a" gives, after which it closes."""
     message = read_greeting(await socket.receive_bytes(timeout=PATIENCE_S))
     if isinstance(message, Hello):
-        assert message == Hello(PROTOCOL_VERSION, CHAIN, "a")
+        assert (message.version, message.chain, message.node) == (PROTOCOL_VERSION, CHAIN, "a")
         message = read_greeting(await socket.receive_bytes(timeout=PATIENCE_S))
     assert isinstance(message, Goodbye)
     Greeter(identity("b"), CHAIN).check_goodbye(message, "a", identity("a").certificate)
@@ -174,9 +174,9 @@ async def test_another_chain_is_refused_by_both_sides() -> None:
 @pytest.mark.parametrize(
     ("hello", "reason"),
     [
-        (Hello(2, CHAIN, "b"), "protocol_version"),
-        (Hello(1, b"x" * 32, "b"), "wrong_chain"),
-        (Hello(1, CHAIN, "c"), "wrong_node"),
+        (Hello(PROTOCOL_VERSION + 1, CHAIN, "b"), "protocol_version"),
+        (Hello(PROTOCOL_VERSION, b"x" * 32, "b"), "wrong_chain"),
+        (Hello(PROTOCOL_VERSION, CHAIN, "c"), "wrong_node"),
     ],
 )
 @pytest.mark.asyncio
@@ -191,7 +191,7 @@ async def test_a_hello_that_does_not_fit(hello: Hello, reason: str) -> None:
 @pytest.mark.asyncio
 async def test_a_hello_of_a_later_version_is_read_although_it_is_longer() -> None:
     recorder = Recorder()
-    later = msgspec.msgpack.encode([2, CHAIN, "b", {"what": "we cannot know"}])
+    later = msgspec.msgpack.encode([PROTOCOL_VERSION + 1, CHAIN, "b", None, {"what": "we cannot know"}])
     async with network("a", recorder, {"b": member("b")}) as a, raw_lane(a.address, identity("b")) as socket:
         await socket.send_bytes(bytes((1, 0)) + later)
         assert await goodbye(socket) == "protocol_version"
@@ -199,8 +199,15 @@ async def test_a_hello_of_a_later_version_is_read_although_it_is_longer() -> Non
 
 @pytest.mark.parametrize(
     "frame",
-    [b"", b"\x01", PRE_VOTE, b"\x01\x00\xc1", b"\x01\x80" + msgspec.msgpack.encode([1, CHAIN, "b"])],
-    ids=["empty", "no body", "no hello", "not MessagePack", "unfinished"],
+    [
+        b"",
+        b"\x01",
+        PRE_VOTE,
+        b"\x01\x00\xc1",
+        b"\x01\x80" + msgspec.msgpack.encode([1, CHAIN, "b"]),
+        pack(Hello(PROTOCOL_VERSION, CHAIN, "b")).frames[0],
+    ],
+    ids=["empty", "no body", "no hello", "not MessagePack", "unfinished", "without statements"],
 )
 @pytest.mark.asyncio
 async def test_a_first_frame_that_is_no_hello(frame: bytes) -> None:
@@ -228,7 +235,7 @@ async def test_a_path_that_is_no_lane() -> None:
         (b"\x10", "bad_frame"),
         (b"\xff\x00", "unknown_kind"),
         (pack(Announce([b"i" * 32])).frames[0], "bad_frame"),
-        (pack(Hello(1, CHAIN, "b")).frames[0], "bad_frame"),
+        (pack(Hello(PROTOCOL_VERSION, CHAIN, "b")).frames[0], "bad_frame"),
         (b"\x10\x03" + PRE_VOTE[2:], "bad_frame"),
         (b"\x10\x00\xc1", "bad_message"),
         (PRE_VOTE + b"\x00", "bad_message"),
@@ -280,14 +287,14 @@ async def test_a_frame_of_exactly_the_bound_is_read() -> None:
         assert not socket.closed
 
 
-HELLO_OF_B = Greeter(identity("b"), CHAIN).hello()
+HELLO_OF_B = Greeter(identity("b"), CHAIN).hello("a")
 
 
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
-        ([pack(Hello(1, b"x" * 32, "b")).frames[0]], "wrong_chain"),
-        ([pack(Hello(2, CHAIN, "b")).frames[0]], "protocol_version"),
+        ([pack(Hello(PROTOCOL_VERSION, b"x" * 32, "b")).frames[0]], "wrong_chain"),
+        ([pack(Hello(PROTOCOL_VERSION + 1, CHAIN, "b")).frames[0]], "protocol_version"),
         ([PRE_VOTE], "bad_hello"),
         ([HELLO_OF_B, PRE_VOTE], "bad_frame"),
         ([HELLO_OF_B, HELLO_OF_B], "bad_frame"),

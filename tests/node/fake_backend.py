@@ -45,9 +45,12 @@ class FakeBackend:
         self.pool = Pool(PoolLimits(pool_transactions_max, 1024 * 1024 * 1024, 1.0, 1.0))
         self.clock_ms = NOW_MS
         self.not_ready: str | None = None
+        self.ails: str | None = None
         self.batches: list[int] = []
         self.faults: list[Exception] = []
         self.timeouts_s: list[float] = []
+        self.confirmed: list[tuple[float, bool]] = []
+        self.unconfirmed: Rejection | None = None
         self.waiting = asyncio.Event()
         self.committed = asyncio.Event()
         self.grown = asyncio.Event()
@@ -88,6 +91,9 @@ class FakeBackend:
     def fault(self, error: Exception) -> None:
         self.faults.append(error)
 
+    def ailment(self) -> str | None:
+        return self.ails
+
     def ready(self) -> str | None:
         return self.not_ready
 
@@ -116,6 +122,9 @@ class FakeBackend:
     def receipt(self, tx_id: bytes) -> bytes:
         return self.chain.store.receipt(tx_id)
 
+    def extend_receipt(self, data: bytes) -> bytes:
+        return self.chain.store.extend_receipt(data)
+
     def heights(self) -> Heights:
         store = self.chain.store
         return Heights(
@@ -123,6 +132,7 @@ class FakeBackend:
             committed=store.executed_height,
             executed=store.executed_height,
             sealed=store.sealed_height,
+            base=store.base.height,
         )
 
     def block(self, height: int) -> StoredBlock | None:
@@ -142,6 +152,11 @@ class FakeBackend:
     async def executed(self, height: int) -> None:
         while self.chain.store.executed_height < height:
             await self.grown.wait()
+
+    async def confirm(self, timeout_s: float, *, sealed: bool) -> None:
+        self.confirmed.append((timeout_s, sealed))
+        if self.unconfirmed is not None:
+            raise self.unconfirmed
 
     def state(self, key: str) -> bytes | None:
         return self.chain.store.get(key)
@@ -184,6 +199,7 @@ class FakeBackend:
             leader=self.node_id,
             term=1,
             barred=False,
+            amnesia=False,
             time=self.clock_ms,
             heights=self.heights(),
             head=Head(
@@ -192,6 +208,9 @@ class FakeBackend:
                 history_root=roots.history.hex(),
                 state_root=roots.state.hex(),
             ),
+            steps=0,
+            joint=False,
+            pending=None,
             members=[
                 Member(
                     id=node.id,

@@ -11,7 +11,7 @@ from yarl import URL
 from ledger.keys import sha256
 from ledger.request import sign_request
 from ledger.transaction import Transaction
-from node.problems import PROBLEMS
+from node.problems import PROBLEMS, RETRIED
 from tests.ledger.founding import (
     account_of,
     signing_key,
@@ -68,7 +68,7 @@ class Port:
         assert (status, problem["title"]) == PROBLEMS[problem["code"]]
         assert problem["status"] == status
         assert problem["type"] == "about:blank"
-        assert ("Retry-After" in headers) == (problem["code"] in {"pool_full", "busy", "not_ready", "not_sealed"})
+        assert ("Retry-After" in headers) == (problem["code"] in RETRIED)
         assert ("WWW-Authenticate" in headers) == (status == 401)
         return str(problem["code"])
 

@@ -231,7 +231,7 @@ async def handshake_fails(hospital: Daemon, node: Identity | None) -> None:
 async def says(hospital: Daemon, *frames: bytes, hello: Hello | None = None) -> str:
     """Node "b" greets and says this; the reason of the goodbye that it gets."""
     chain = hospital.genesis.chain_id()
-    first = pack(hello).frames[0] if hello else Greeter(identity("b"), chain).hello()
+    first = pack(hello).frames[0] if hello else Greeter(identity("b"), chain).hello("a")
     async with raw_lane(hospital.network.address, identity("b")) as socket:
         await socket.send_bytes(first)
         if frames:
@@ -288,7 +288,7 @@ async def test_an_oversized_frame(hospital: Daemon) -> None:
         nothing_recorded(hospital, "bad_frames", kind="frame_too_large"),
         raw_lane(hospital.network.address, identity("b")) as socket,
     ):
-        await socket.send_bytes(Greeter(identity("b"), hospital.genesis.chain_id()).hello())
+        await socket.send_bytes(Greeter(identity("b"), hospital.genesis.chain_id()).hello("a"))
         await socket.receive_bytes(timeout=PATIENCE_S)
         await socket.send_bytes(bytes(FRAME_BYTES_MAX + 1))
         assert (await socket.receive(timeout=PATIENCE_S)).type is not aiohttp.WSMsgType.BINARY
@@ -299,7 +299,7 @@ async def test_a_member_s_good_frame_is_taken(hospital: Daemon) -> None:
     transaction = registration(hospital.genesis)
     (batch,) = transaction_batches([SharedTransaction(transaction.data, [])])
     async with raw_lane(hospital.network.address, identity("b"), Lane.GOSSIP) as socket:
-        await socket.send_bytes(Greeter(identity("b"), hospital.genesis.chain_id()).hello())
+        await socket.send_bytes(Greeter(identity("b"), hospital.genesis.chain_id()).hello("a"))
         await socket.receive_bytes(timeout=PATIENCE_S)
         for frame in pack(batch).frames:
             await socket.send_bytes(frame)

@@ -14,8 +14,9 @@ from ledger.block import FORMAT, Block, Header, block_hash, decode_block, seal_b
 from ledger.finality import Certificate, decode_certificate, make_certificate, sign_acknowledgement
 from network.port import BlockRange, FetchFailed
 from node import catchup
-from node.catchup import ForkError, entry_of
+from node.catchup import ForkError
 from node.inspector import BLOCK_OVERHEAD_BYTES
+from node.membership import Place, entry_on
 from tests.node.cluster import Cluster, Server
 from tests.node.entrance import at_rest, newcomer
 from tests.node.members import addition, register, transact
@@ -287,6 +288,7 @@ def test_a_stored_block_becomes_an_entry() -> None:
         height=5,
         history_root=bytes(32),
         parent=b"p" * 32,
+        proof=None,
         proposer="n1",
         state_root=bytes(32),
         term=3,
@@ -295,6 +297,8 @@ def test_a_stored_block_becomes_an_entry() -> None:
     )
     cluster = Cluster(size=1)
     block = seal_block(header, [], key_of_node(cluster, "hospital-0"))
-    entry = entry_of(block.data)
+    place = Place(3, cluster.genesis.configuration())
+    entry, after = entry_on(place, block.data)
+    assert after == place
     assert (entry.height, entry.term, entry.parent, entry.data) == (5, 3, b"p" * 32, block.data)
     assert entry.hash == block_hash(block.header_data)

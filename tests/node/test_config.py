@@ -68,18 +68,20 @@ def test_the_example_shows_every_key_with_its_default() -> None:
         elif entry := re.fullmatch(r"(# )?([a-z_]+) = (.+)", line):
             shown[section + entry.group(2)] = toml_value(entry.group(3))
     example_only = {
+        "node.id",
         "node.passphrase_file",
+        "consensus.trace",
         "logging.file",
         *(key for key, default in keys_of(Config) if default is msgspec.NODEFAULT),
     }
     expected = {
         key: default
         for key, default in preset_defaults("lan").items()
-        if key not in example_only and key != "peers.addresses"
+        if key not in example_only and key not in ("peers.addresses", "peers.certificates")
     }
     assert {key: value for key, value in shown.items() if key not in example_only} == expected
     assert example_only <= set(shown)
-    assert "[peers.addresses]" in lines
+    assert {"[peers.addresses]", "[peers.certificates]"} <= set(lines)
     assert load_config(ROOT / "configs/node.example.toml").consensus == ConsensusSection()
 
 
@@ -138,6 +140,8 @@ def test_what_the_file_says_wins_over_the_preset() -> None:
         ('preset = "wan"\n' + REQUIRED, "preset", 'is \'wan\'; expected "machine" or "lan"'),
         (REQUIRED + '[peers.addresses]\nb = "nowhere"\n', "peers.addresses", '"host:port"'),
         (REQUIRED + '[peers.addresses]\nB = "b:1"\n', "peers.addresses", '"host:port"'),
+        (REQUIRED + '[peers.certificates]\nb = "b.crt"\n', "peers.certificates", "peers.addresses has too"),
+        (REQUIRED + '[peers.certificates]\nb = 1\n', "peers.certificates", "a PEM file"),
         ("peers = 3\n" + REQUIRED, "peers", "is 3; expected `object`"),
         (REQUIRED + "[consensus]\nheartbeat_ms = 300\n", "consensus.heartbeat_ms", "is 300; expected at most"),
         (REQUIRED + "[consensus]\nheartbeat_ms = 60\n", "consensus.heartbeat_ms", "expected a multiple of"),

@@ -12,6 +12,7 @@ from ledger.encoding import decode
 from ledger.finality import sign_acknowledgement, verify_acknowledgement
 from ledger.keys import sha256
 from node import evidence as module
+from node.comparison import Holdings
 from node.evidence import Witness
 from storage.schema import Evidence
 from storage.store import EVIDENCE_BYTES_MAX
@@ -37,7 +38,7 @@ def kept() -> Kept:
 
 @pytest.fixture
 def witness(kept: Kept) -> Witness:
-    return Witness(kept.keep)
+    return Witness(kept.keep, Holdings((), lambda node, vote: None))
 
 
 def test_two_headers_of_one_height_and_term(witness: Witness, kept: Kept) -> None:

@@ -1,8 +1,11 @@
 """What comes out: the ledger's facts to anyone, what is linked to a subject to members."""
 
 import base64
+import json
 import re
+from dataclasses import replace
 
+import msgpack
 import msgspec
 import pytest
 
@@ -42,6 +45,36 @@ async def test_a_receipt_verifies_offline(recorded: Port) -> None:
     assert view["content"]["seal"]["header"]["history_root"]
     _, headers, _ = await recorded.ask("GET", path)
     assert headers["Content-Type"] == MSGPACK
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("media", ["application/json", MSGPACK])
+async def test_a_saved_receipt_is_put_under_the_newest_seal(recorded: Port, media: str) -> None:
+    tx_id = (await recorded.get("/v1/blocks/1"))["transactions"][0]["id"]
+    saved = await recorded.bytes_of(f"/v1/transactions/{tx_id}/receipt")
+    store = recorded.backend.chain.store
+    for _ in range(2):
+        recorded.backend.append(recorded.backend.chain.seal(), {})
+    store.prune(store.prunable(2))
+    assert await recorded.problem("GET", f"/v1/transactions/{tx_id}/receipt") == "pruned"
+
+    def body(receipt: bytes) -> dict[str, object]:
+        packed = {"receipt": receipt if media == MSGPACK else base64.b64encode(receipt).decode()}
+        data = msgpack.packb(packed) if media == MSGPACK else json.dumps(packed)
+        return {"data": data, "headers": {"Content-Type": media, "Accept": MSGPACK}}
+
+    status, _, data = await recorded.ask("POST", "/v1/receipts/extend", **body(saved))
+    assert status == 200, data
+    before, after = verify_receipt(saved, GENESIS), verify_receipt(data, GENESIS)
+    assert replace(after, seal=before.seal) == before
+    assert after.seal.sealed_height == store.sealed_height
+    assert await recorded.problem("POST", "/v1/receipts/extend", **body(b"\x80")) == "bad_structure"
+    foreign = saved.replace(before.block, b"x" * 32)
+    assert await recorded.problem("POST", "/v1/receipts/extend", **body(foreign)) == "bad_receipt"
+    text = {"data": saved, "headers": {"Content-Type": "text/plain"}}
+    assert await recorded.problem("POST", "/v1/receipts/extend", **text) == "unsupported_media_type"
+    empty = {"data": b"", "headers": {"Content-Type": media}}
+    assert await recorded.problem("POST", "/v1/receipts/extend", **empty) == "bad_request"
 
 
 @pytest.mark.asyncio
@@ -141,6 +174,8 @@ async def test_the_network_is_shown(recorded: Port) -> None:
 async def test_health_readiness_and_metrics(port: Port) -> None:
     assert await port.get("/healthz") == {"status": "ok"}
     assert await port.get("/readyz") == {"status": "ready"}
+    port.backend.ails = "amnesia"
+    assert await port.get("/readyz") == {"status": "ready", "detail": "amnesia"}
     port.backend.not_ready = "catching up"
     assert await port.problem("GET", "/readyz") == "not_ready"
     assert await port.get("/healthz") == {"status": "ok"}

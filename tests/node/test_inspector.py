@@ -12,9 +12,12 @@ from ledger.block import Block, seal_block
 from ledger.encoding import encode
 from ledger.genesis import Genesis, Parameters
 from ledger.keys import SigningKey, sha256
+from ledger.membership import Change as MembershipChange
 from ledger.transaction import Transaction, decode_transaction
+from node.comparison import Holdings
 from node.evidence import Witness
 from node.inspector import BLOCK_OVERHEAD_BYTES, BlockRefusedError, Inspector, Parent, Roots
+from node.membership import Place
 from tests.fakes.disk import PowerLossDisk
 from tests.ledger.founding import GENESIS, NOW_MS, VOTERS, make_genesis
 from tests.node.tampering import entry_of, resealed
@@ -34,7 +37,9 @@ class Desk:
         self.chain = Chain(PowerLossDisk())
         roots = self.chain.store.roots(0)
         self.roots = Roots(roots.history, roots.state)
-        self.parent = Parent(GENESIS.time, 0, self.roots)
+        configuration = GENESIS.configuration()
+        self.parent = Parent(GENESIS.time, 0, self.roots, Place(0, configuration), configuration.digest())
+        self.voted: MembershipChange | None = None
         self.good = self.chain.seal(doctor(), doctor())
         self.evidence: list[str] = []
         self.known: dict[bytes, Transaction] = {}
@@ -42,7 +47,8 @@ class Desk:
         self.now_ms = NOW_MS
         self.inspector = Inspector(
             genesis,
-            Witness(lambda kind, node, proof: self.evidence.append(node)),
+            Witness(lambda kind, node, proof: self.evidence.append(node), Holdings((), lambda node, vote: None)),
+            voted=lambda height, configuration: self.voted,
             known=lambda name: self.known.get(name),
             roots_at=lambda height: self.executed.get(height),
             now_ms=lambda: self.now_ms,
@@ -135,14 +141,14 @@ STRUCTURE: dict[str, tuple[Change, str]] = {
     "another height": (unlike_its_entry(height=2), "its height"),
     "another term": (unlike_its_entry(term=2), "its term"),
     "another parent": (unlike_its_entry(parent=OTHER), "its parent"),
-    "a change of membership": (entry_with(configuration=Configuration(("a",))), "membership"),
+    "other members than its header": (entry_with(configuration=Configuration(("a",))), "other members"),
     "another configuration": (header_with(configuration=OTHER), "another configuration"),
     "an unknown proposer": (header_with(proposer="nobody"), "no voter"),
     "a proposer that only learns": (header_with(proposer="zone-1"), "no voter"),
     "the time of its parent": (header_with(time=GENESIS.time), "not after its parent's"),
     "a time before its parent": (header_with(time=0), "not after its parent's"),
     "an executed height not below its own": (header_with(executed_height=1), "bad_block"),
-    "another header format": (header_with(format=2), "unknown_format"),
+    "another header format": (header_with(format=1), "unknown_format"),
     "no MessagePack": (raw(lambda block: b"\xc1"), "not_canonical"),
     "a trailing byte": (raw(lambda block: block.data + b"\x00"), "not_canonical"),
     "a field too many": (raw(lambda block: encode({"header": b"", "more": 1})), "bad_structure"),

@@ -21,8 +21,10 @@ from consensus.messages import (
 )
 from ledger.block import Block
 from ledger.finality import sign_acknowledgement, sign_vote
+from ledger.membership import Configuration
 from network.messages import COMMITMENTS_MAX
 from network.port import FetchFailed
+from node.comparison import Holdings
 from node.evidence import Witness
 from node.intake import WAITING_MAX, BlockChecks, Intake, RefusedAtError, fetch_all
 from node.stages import Stages
@@ -77,13 +79,21 @@ class Checks:
     log_top: Callable[[], int] = lambda: 0
     gossiped: dict[int, list[bytes]] = field(default_factory=dict)
     pooled: set[bytes] = field(default_factory=set)
+    configuration: Configuration = field(default_factory=GENESIS.configuration)
+    reason: Reason = Reason.BAD_ROOTS
 
     def inspect(self, entries: Sequence[Entry], *, certified: bool) -> list[Block]:
         fresh = [cast(Block, one.height) for one in entries]
         heights = [one.height for one in entries]
         if self.bad in heights:
-            raise RefusedAtError(self.bad, Reason.BAD_ROOTS, "bad", fresh[: heights.index(self.bad)])
+            raise RefusedAtError(self.bad, self.reason, "bad", fresh[: heights.index(self.bad)])
         return fresh
+
+    def configuration_at(self, height: int) -> Configuration:
+        return self.configuration
+
+    def certifiers(self, append: Append, height: int) -> Configuration:
+        return self.configuration
 
     def unknown(self, entries: Sequence[Entry]) -> list[bytes]:
         return self.still_unknown([name for one in entries for name in self.gossiped.get(one.height, [])])
@@ -112,6 +122,9 @@ class Desk:
         self.refused: list[tuple[str, Append, int, Reason]] = []
         self.counts: list[str] = []
         self.certified: list[int] = []
+        self.hinted: list[int] = []
+        self.awaited: list[int] = []
+        self.bad_once_executed: int | None = None
         self.halted: list[Exception] = []
         self.evidence: list[str] = []
         self.asked: asyncio.Queue[asyncio.Future[Mapping[bytes, bytes]]] = asyncio.Queue()
@@ -119,7 +132,7 @@ class Desk:
         self.intake = Intake(
             self.core,
             cast(BlockChecks, self.checks),
-            Witness(lambda kind, node, proof: self.evidence.append(kind)),
+            Witness(lambda kind, node, proof: self.evidence.append(kind), Holdings((), lambda node, vote: None)),
             GENESIS,
             ME,
             Stages("stage_seconds", "", ()),
@@ -128,6 +141,10 @@ class Desk:
             fetch=self._fetch,
             spawn=self._spawn,
             certified=self.certified.append,
+            hinted=self.hinted.append,
+            key_of=GENESIS.node_keys().get,
+            executed=self._executed,
+            own=lambda shown: None,
             halt=self.halted.append,
             count=self.counts.append,
         )
@@ -158,6 +175,10 @@ class Desk:
         self.stepped.append((sender, message))
         if isinstance(message, Append) and message.entries:
             self.core.last_height = message.entries[-1].height
+
+    async def _executed(self, height: int) -> None:
+        self.awaited.append(height)
+        self.checks.bad = self.bad_once_executed
 
     async def _fetch(self, peer: str, commitments: Sequence[bytes]) -> Mapping[bytes, bytes]:
         assert peer == LEADER
@@ -239,8 +260,40 @@ def test_acknowledgements_that_cannot_count_are_not_verified(desk: Desk, sender:
     ids=["no quorum", "a learner", "another block", "another term", "one twice", "forged"],
 )
 def test_an_append_with_a_bad_certificate_is_dropped_whole(desk: Desk, bad: Certificate) -> None:
-    assert desk.say(append(1, 1, certificate=bad)) == []
+    desk.core.last_height = 2
+    assert desk.say(append(3, 3, certificate=bad)) == []
     assert (desk.counts, desk.certified, desk.refused) == (["bad_certificate"], [], [])
+
+
+def test_a_certificate_above_all_blocks_that_does_not_hold_is_left_out_and_told_to_catch_up(desk: Desk) -> None:
+    """Its voters may have come in blocks that are yet to come. Nobody moves on it."""
+    message = append(1, 1, certificate=certificate(3, "stranger", LEADER))
+    assert desk.say(message) == [replace(message, certificate=None)]
+    assert (desk.counts, desk.certified, desk.hinted) == ([], [], [3])
+
+
+def joint(*, old: Sequence[str], new: Sequence[str]) -> Configuration:
+    voters, old_voters = ({node: node_key(node).public for node in nodes} for nodes in (new, old))
+    return Configuration(learners=[], left=None, old_voters=old_voters, steps=0, voters=voters)
+
+
+@pytest.mark.parametrize(
+    ("signers", "holds"),
+    [
+        ((ME, LEADER), False),
+        ((LEADER, THIRD), False),
+        ((LEADER, THIRD, "fourth"), True),
+        ((ME, LEADER, THIRD), True),
+        ((ME, LEADER, THIRD, "fifth"), False),
+    ],
+    ids=["the old voters'", "two of four", "both", "both, without the new one", "a stranger's beside both"],
+)
+def test_in_a_joint_configuration_a_certificate_needs_both_quorums(
+    desk: Desk, signers: Sequence[str], holds: bool
+) -> None:
+    desk.checks.configuration = joint(old=sorted([ME, LEADER, THIRD]), new=sorted([ME, LEADER, THIRD, "fourth"]))
+    message = append(1, 3, certificate=certificate(3, *sorted(signers)))
+    assert desk.say(message) == ([message] if holds else [])
 
 
 def test_a_good_certificate_reaches_the_core_and_catch_up(desk: Desk) -> None:
@@ -292,6 +345,23 @@ def test_a_refused_block_leaves_the_good_ones_before_it(desk: Desk) -> None:
     ((sender, rest, height, reason),) = desk.refused
     assert (sender, height, reason) == (LEADER, 3, Reason.BAD_ROOTS)
     assert rest == replace(append(3, 4), prev_term=1)
+
+
+@pytest.mark.parametrize("still_bad", [None, 3], ids=["executed in time", "not executed"])
+@pytest.mark.asyncio
+async def test_a_change_of_membership_waits_for_its_parent_to_be_executed_here(
+    desk: Desk, still_bad: int | None
+) -> None:
+    """Then it is judged; if that takes too long, the leader is told to come again."""
+    desk.checks.bad, desk.checks.reason, desk.bad_once_executed = 3, Reason.BEHIND, still_bad
+    message = append(1, 4)
+    assert desk.say(message) == [replace(message, entries=())]
+    await asyncio.gather(*desk.tasks)
+    assert desk.awaited == [2]
+    assert desk.blocks() == [[1, 2, 3, 4] if still_bad is None else [1, 2]]
+    assert [(height, reason) for _, _, height, reason in desk.refused] == (
+        [] if still_bad is None else [(3, Reason.BEHIND)]
+    )
 
 
 def test_a_refused_first_block_is_a_heartbeat_and_a_refusal(desk: Desk) -> None:

@@ -2,14 +2,24 @@
 
 import pytest
 
+from consensus.messages import Configuration, Slot
 from ledger.block import Header, header_of
 from ledger.keys import SigningKey, sha256
+from ledger.membership import with_learner
 from node.inspector import Parent, Roots
 from node.maker import BlockMaker, Head
+from node.membership import Place
 from tests.node.cluster import hospital, make_genesis, node_seed
 
 PARENT_HASH = sha256(b"parent")
-PARENT = Parent(time_ms=5_000, executed_height=7, roots=Roots(sha256(b"history of 7"), sha256(b"state of 7")))
+CONFIGURATION = make_genesis(1).configuration()
+PARENT = Parent(
+    time_ms=5_000,
+    executed_height=7,
+    roots=Roots(sha256(b"history of 7"), sha256(b"state of 7")),
+    place=Place(3, CONFIGURATION),
+    digest=CONFIGURATION.digest(),
+)
 
 
 def sealed_header(head: Head, now_ms: int) -> Header:
@@ -18,11 +28,12 @@ def sealed_header(head: Head, now_ms: int) -> Header:
         hospital(0),
         SigningKey(node_seed(0)),
         parent_of=lambda height, block_hash: {(9, PARENT_HASH): PARENT}[height, block_hash],
+        next_change=lambda configuration: with_learner(configuration, "hospital-8"),
         head=lambda: head,
         now_ms=lambda: now_ms,
         sealed=lambda block: None,
     )
-    data, _ = maker.seal(10, 3, PARENT_HASH, None)
+    data, _ = maker.seal(Slot(10, 3, PARENT_HASH, Configuration((hospital(0),))), None)
     return header_of(data)[0]
 
 

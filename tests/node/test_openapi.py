@@ -10,14 +10,14 @@ import pytest
 import schemathesis
 
 from ledger.contracts import ACTION_NAMES
-from ledger.contracts.context import VALUE_BYTES_MAX
-from ledger.encoding import decode
-from node.endpoints import ENDPOINTS, EVENTS, EVERYWHERE, JSON, MSGPACK
-from node.http_types import SCHEMAS, json_view
+from ledger.contracts.network import Promote
+from node.endpoints import ENDPOINTS, EVENTS, JSON, MSGPACK
+from node.http_types import SCHEMAS
+from node.http_views import state_view
 from node.json_types import json_type
 from node.openapi import STATE, describe
 from node.problems import PROBLEMS
-from tests.ledger.founding import GENESIS, Ledger, addition, amendment, registration, rotation, sign
+from tests.ledger.founding import GENESIS, Ledger, addition, amendment, new_node, registration, rotation, sign
 from tests.node.http_client import SUBJECT, Port, item
 
 DOCUMENT: dict[str, Any] = json.loads(json.dumps(describe(ENDPOINTS)))
@@ -89,11 +89,11 @@ def test_every_endpoint_is_there_with_its_parameters_answers_and_codes() -> None
                 "enum"
             ]
         }
-        assert codes == {code: PROBLEMS[code][0] for code in (*EVERYWHERE, *row.problems)}
+        assert codes == {code: PROBLEMS[code][0] for code in row.codes}
 
 
 def test_every_code_of_the_port_is_some_endpoint_s() -> None:
-    used = {code for row in ENDPOINTS for code in (*EVERYWHERE, *row.problems)}
+    used = {code for row in ENDPOINTS for code in row.codes}
     # Kept for nodes that will forget.
     assert set(PROBLEMS) == used
 
@@ -161,11 +161,14 @@ def test_every_kind_of_state_value_is_described() -> None:
         sign([rotation("doctor", "doctor-2", 1)], by="doctor"),
     ]
     assert ledger.run(*transactions) == ["ok"] * 4
+    assert ledger.pass_vote("up", Promote("zone-1")) == ["ok"] * 2
+    ledger.complete()
+    assert ledger.pass_vote("in", new_node("north-2")) == ["ok"] * 2
     validator = schema("StateValue")
     kinds = [schema(json_type(kind).__name__) for kind in STATE]
     found = set()
     for value in ledger.state.values():
-        view = json_view(decode(value, VALUE_BYTES_MAX))
+        view = state_view("contract", "key", 1, value).value
         assert validator.is_valid(view)
         found.add(tuple(kind.is_valid(view) for kind in kinds))
     # Each value is of one kind, or the account of a key; and every kind came.

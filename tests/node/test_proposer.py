@@ -32,6 +32,10 @@ class Core:
     role: Role = Role.LEADER
     last_height: int = 1
 
+    @property
+    def can_propose(self) -> bool:
+        return self.role is Role.LEADER
+
 
 @dataclass
 class Heights:
@@ -89,6 +93,7 @@ class Desk:
         self.store = Heights()
         self.now_ms = NOW_MS
         self.block_time_ms = NOW_MS - 1
+        self.held_back = False
         self.proposer = Proposer(
             msgspec.structs.replace(GENESIS, parameters=limits),
             cast(Driver, self.log),
@@ -97,6 +102,7 @@ class Desk:
             self.tail,
             now_ms=lambda: self.now_ms,
             block_time_ms=lambda: self.block_time_ms,
+            held_back=lambda: self.held_back,
             seal_delay_ms=seal_delay_ms,
             last_busy_height=last_busy_height,
         )

@@ -6,7 +6,9 @@ from consensus.messages import Entry, HardState
 from ledger.block import FORMAT, Block, Header, seal_block, tx_root
 from ledger.finality import Certificate, make_certificate, sign_acknowledgement
 from ledger.keys import SigningKey, sha256
+from ledger.membership import Change, Configuration, configuration_after
 from ledger.transaction import Transaction, body_commitment
+from storage.configurations import members_of
 from storage.executed import Commit
 from storage.port import KeyValue
 from storage.store import Store
@@ -35,10 +37,15 @@ def doctor() -> Transaction:
     return sign([registration("doctor", "clinician")], by="north-admin")
 
 
+def remember(body: bytes) -> None:
+    """`bodies_of` knows it from here on."""
+    _bodies[body_commitment(body)] = body
+
+
 def record(name: str, subject: str = "subject") -> Transaction:
     """A record whose one body is `body_of(name)`."""
     body = body_of(name)
-    _bodies[body_commitment(body)] = body
+    remember(body)
     return sign([addition(name, subject)], by="doctor", bodies=[body])
 
 
@@ -48,9 +55,11 @@ def bodies_of(*transactions: Transaction) -> dict[bytes, bytes]:
     return {name: _bodies[name] for name in names}
 
 
-def entry_of(block: Block) -> Entry:
+def entry_of(block: Block, configuration: Configuration | None = None) -> Entry:
+    """`configuration`: the one that the block puts in effect, where it is another than its parent's."""
     header = block.header
-    return Entry(header.height, header.term, header.parent, block.hash, block.data)
+    members = None if configuration is None else members_of(configuration)
+    return Entry(header.height, header.term, header.parent, block.hash, block.data, members)
 
 
 def certify(block: Block, voters: Sequence[str] = VOTERS[:2]) -> Certificate:
@@ -72,8 +81,13 @@ class Chain:
         executed: int | None = None,
         parent: Entry | None = None,
         time_ms: int | None = None,
+        change: Change | None = None,
+        proof: Certificate | None = None,
+        proposer: str = VOTERS[0],
     ) -> Block:
-        """A block after the newest durable one (or after `parent`), with the roots of height `executed`."""
+        """A block after the newest durable one (or after `parent`), with the roots of height `executed`. Its
+        configuration follows on the newest of the log.
+        """
         store = self.store
         if parent is None:
             height = store.last_height()
@@ -86,21 +100,40 @@ class Chain:
         roots = store.roots(executed)
         header = Header(
             chain=CHAIN,
-            change=None,
-            configuration=GENESIS.configuration().digest(),
+            change=change,
+            configuration=self.configuration_after(change, proof).digest(),
             count=len(transactions),
             executed_height=executed,
             format=FORMAT,
             height=height + 1,
             history_root=roots.history,
             parent=parent_hash,
-            proposer=VOTERS[0],
+            proof=None if proof is None else proof.encode(),
+            proposer=proposer,
             state_root=roots.state,
             term=self.term,
             time=NOW_MS + height if time_ms is None else time_ms,
             tx_root=tx_root(transactions),
         )
-        return seal_block(header, list(transactions), node_key(VOTERS[0]))
+        return seal_block(header, list(transactions), node_key(proposer))
+
+    def configuration_after(self, change: Change | None, proof: Certificate | None) -> Configuration:
+        return configuration_after(self.store.configurations()[-1][1], change, leaves=proof is not None)
+
+    def reconfigure(
+        self,
+        *transactions: Transaction,
+        change: Change | None = None,
+        proof: Certificate | None = None,
+        voters: Sequence[str] = (),
+        proposer: str = VOTERS[0],
+    ) -> Block:
+        """A block that changes the membership: sealed, persisted, executed; certified if `voters` are given."""
+        block = self.seal(*transactions, change=change, proof=proof, proposer=proposer)
+        entry = entry_of(block, self.configuration_after(change, proof))
+        self.store.persist(None, [entry], bodies_of(*transactions), HardState(self.term, None))
+        self.store.commit(block, certify(block, voters) if voters else None)
+        return block
 
     def persist(self, *blocks: Block, truncate_from: int | None = None) -> None:
         """Into the log, with the bodies."""

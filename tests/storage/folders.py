@@ -6,6 +6,7 @@ from pathlib import Path
 
 from storage.check import check_path
 from storage.leveldb import LevelDb
+from storage.promises import FORMAT, Forsworn
 from storage.report import CheckReport
 from tests.ledger.founding import GENESIS, registration, rotation, sign
 from tests.storage.chains import Chain, doctor, record
@@ -17,7 +18,7 @@ TABLE_AFTER = 6
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """`written` is the height that wrote each record last; None for evidence, which belongs to none."""
+    """`written` is the height that wrote each record last; None for what belongs to none: evidence, promises."""
 
     path: Path
     written: dict[bytes, int | None]
@@ -53,6 +54,8 @@ def grow(path: Path) -> Grown:
     chain.add(sign([rotation("nurse 0", "nurse 0, later", 1)], by="nurse 0"), certified=False)
     note(chain.store.last_height())
     chain.store.put_evidence("vote", "south-1", b"proof")
+    chain.store.promises.keep_vote("south-1", 1, "north-1", bytes(64))
+    chain.store.promises.forswear(Forsworn(b"north-1", FORMAT, 0, "vote", "south-1", bytes(64), 1))
     note(None)
     chain.persist(chain.seal(record("not executed")))
     note(chain.store.last_height())

@@ -51,7 +51,7 @@ def named(report: CheckReport) -> list[tuple[int | None, str]]:
 def test_a_sound_store_passes_and_progress_is_told() -> None:
     told: list[tuple[str, int, int]] = []
     disk = grown()
-    assert {key[0] for key, _ in everything(disk)} == set(b"bldrcxtsphume"), "every table has something"
+    assert {key[0] for key, _ in everything(disk)} == set(b"bldrcxtsphumeg"), "every table has something"
     report = check_store(disk, GENESIS, PowerLossDisk(), lambda *step: told.append(step))
     assert report == CheckReport(last_height=7, executed_height=6, transactions=8, bodies=5)
     assert report.ok
@@ -161,6 +161,7 @@ def plant(disk: PowerLossDisk, block: Block, *, term: int | None = None, newest:
     link = schema.Link(header.term, block.hash, header.parent)
     disk.damage(schema.link_key(header.height), link.encode())
     end = schema.LogRecord(
+        configured=0,
         format=schema.FORMAT,
         hash=block.hash if newest is None else newest,
         height=header.height,

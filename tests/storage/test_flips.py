@@ -26,7 +26,7 @@ LOG_BLOCK_BYTES = 32 * 1024
 # LevelDB's notes for people: it writes them and never reads them.
 NOTES = {"LOG", "LOG.old"}
 # Of the schema.
-TABLES = [table.to_bytes(1, "big") for table in b"bldrcxtsphume"]
+TABLES = [table.to_bytes(1, "big") for table in b"bldrcxtsphumegw"]
 
 
 @pytest.fixture(scope="module")

@@ -144,3 +144,24 @@ def test_a_database_without_its_current_file_is_refused_and_left_as_it_is(tmp_pa
     with pytest.raises(StorageFailure, match="CURRENT"):
         LevelDb(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_view_stays_as_it_was_and_compaction_gives_space_back(tmp_path: Path) -> None:
+    db = LevelDb(tmp_path / "db")
+    db.write([(b"b%06d" % number, bytes(1_000)) for number in range(20_000)], sync=True)
+    # What lies in a table; LevelDB leaves alone what was deleted before it came into one.
+    db.compact(b"b", b"c")
+    view = db.view()
+    db.write([(b"b%06d" % number, None) for number in range(20_000)], sync=True)
+    db.write([(b"c", b"new")], sync=True)
+    assert view.get(b"b000007") == bytes(1_000)
+    assert view.get(b"c") is None
+    assert sum(1 for _ in view.range(b"b", b"d")) == 20_000
+    assert next(view.range(b"b", b"d", reverse=True))[0] == b"b019999"
+    view.close()
+    before = sum(path.stat().st_size for path in (tmp_path / "db").iterdir())
+    db.compact(b"b", b"c")
+    after = sum(path.stat().st_size for path in (tmp_path / "db").iterdir())
+    assert after < before / 4
+    assert list(db.range(b"", b"\xff")) == [(b"c", b"new")]
+    db.close()

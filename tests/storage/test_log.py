@@ -221,7 +221,7 @@ class TestBoot:
         chain.term = 5
         block = chain.seal()
         chain.persist(block)
-        forgotten = schema.LogRecord(format=1, hash=block.hash, height=2, term=4, vote=None)
+        forgotten = schema.LogRecord(configured=0, format=schema.FORMAT, hash=block.hash, height=2, term=4, vote=None)
         disk.damage(schema.LOG_KEY, schema.seal(forgotten))
         with pytest.raises(StorageFailure, match="below the newest block"):
             restarted(disk)

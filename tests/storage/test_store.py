@@ -1,5 +1,6 @@
 """The store: opening, execution, and when each read sees what."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -132,6 +133,22 @@ class TestExecution:
         store.written(commit)
         assert answers() == applied
         assert store.pending_commits == 0
+
+    def test_what_was_deleted_put_and_deleted_again_stays_deleted_while_it_is_written(self, chain: Chain) -> None:
+        """One write for the first, while the later ones still wait: the disk lags, the answers never do."""
+        store, key = chain.store, schema.state_key("network/pending")
+        commits = []
+        for value in (None, b"\x01", None):
+            block = chain.seal()
+            chain.persist(block)
+            commit = store.derive(block, None)
+            commits.append(replace(commit, changes=commit.changes | {key: value}))
+            store.apply(commits[-1])
+        assert store.get("network/pending") is None
+        for commit in commits:
+            store.write(commit)
+            store.written(commit)
+            assert store.get("network/pending") is None
 
     def test_a_later_block_s_change_outlives_an_earlier_write(self, chain: Chain) -> None:
         """Two applied blocks change one key; when the first is written the second's value must still be
