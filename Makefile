@@ -10,7 +10,7 @@ SEEDS ?= 2000
 FIRST_SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test api-trial check format devnet-up devnet-down clean events-trial membership-trial sim scenarios mutants trace-check bench
+.PHONY: help setup demo test api-trial check format devnet-up devnet-down clean events-trial membership-trial join-trial sim scenarios mutants trace-check bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ events-trial: $(STAMP) ## 20,000 events, each once, through a bad reader; commit
 
 membership-trial: $(STAMP) ## three voters become five and three again under load; the longest time without a commit
 	$(BIN)/python -m tests.processes.membership_trial
+
+join-trial: $(STAMP) ## a learner joins 20,000 transactions from a snapshot and by replay; how long each takes
+	$(BIN)/python -m tests.processes.join_trial
 
 sim: $(STAMP) ## whole clusters under every fault, one seed after the other (SEEDS=2000, FIRST_SEED=1, JOBS=n)
 	$(BIN)/python -m tests.sim --seeds $(SEEDS) --first-seed $(FIRST_SEED) --progress $(if $(JOBS),--jobs $(JOBS))

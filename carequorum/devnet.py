@@ -252,7 +252,9 @@ def create(
     )
     for member in members:
         offset_ms = (clock_offsets_ms or {}).get(member.id, 0)
-        _write(directory / member.id / "node.toml", _config(member, settings or {}, offset_ms).encode())
+        _write(
+            directory / member.id / "node.toml", _config(member, settings or {}, offset_ms, alone=nodes == 1).encode()
+        )
     _write(directory / "genesis.json", genesis.to_json().encode())
     content = _File(chain=genesis.chain_id().hex(), format=FORMAT, nodes=members)
     # Last: a folder without it was not finished.
@@ -305,12 +307,14 @@ def _found(folder: Path, member: DevnetNode) -> tuple[Node, Organisation]:
     return node, organisation
 
 
-def _config(member: DevnetNode, settings: Settings, clock_offset_ms: int) -> str:
+def _config(member: DevnetNode, settings: Settings, clock_offset_ms: int, *, alone: bool) -> str:
     tables: dict[str, dict[str, str | int | float]] = {
         "node": {"genesis": "../genesis.json", "data_dir": "data", "key_file": "node.key"},
         "peers": {"listen_host": "127.0.0.1", "listen_port": member.peer_port},
         "provider": {"host": "127.0.0.1", "port": member.provider_port},
     }
+    if alone:
+        tables["node"]["found"] = True
     for table, values in settings.items():
         tables.setdefault(table, {}).update(values)
     if clock_offset_ms:

@@ -68,6 +68,7 @@ class RaftCore:
         self._caution = Caution(
             settings.node_id,
             log.configurations,
+            lambda: self._commit.height,
             must_compare=restored.must_compare,
             forsworn=restored.forsworn,
         )
@@ -162,7 +163,7 @@ class RaftCore:
 
     @property
     def barred_for(self) -> Reason:
-        """Why, or NONE: of several reasons that of the refusal which completed the quorum."""
+        """Why, or NONE: of several reasons that of the newest refusal that stood when it stepped down."""
         return self._elections.barred_for
 
     @property
@@ -335,9 +336,12 @@ class RaftCore:
             else:
                 state.read(token, self._now)
 
-    def compared(self, peer: NodeId) -> None:
-        """This node and `peer` found that neither holds a vote or an acknowledgement the other has forgotten."""
-        self._caution.compared(peer)
+    def compared(self, peer: NodeId, height: int) -> None:
+        """`peer` holds no vote or acknowledgement of this node that this node has forgotten.
+
+        `height`: of the newest certificate of `peer`, as it said then. It counts once this node has come there.
+        """
+        self._caution.compared(peer, height)
 
     def forswear(self) -> None:
         """This node was shown what it said and has forgotten: it never votes nor acknowledges again."""
@@ -420,7 +424,7 @@ class RaftCore:
         elif message.term == self.term and isinstance(self._state, Leadership):
             self._commit_may_move(self._state.step(sender, message, self._now))
             if isinstance(self._state, Leadership) and self._state.refused_by_quorum:
-                self._elections.barred_for = message.reason
+                self._elections.barred_for = self._state.refused_for
                 self._elections.step_down("a quorum refuses its block")
 
     def _commit_may_move(self, moved: bool) -> None:

@@ -82,6 +82,9 @@ class Elections:
             self.reset_timer()
             if self._may_campaign():
                 self._campaign(Role.PRE_CANDIDATE)
+            elif isinstance(self.state, Following) and self.state.leader is not None:
+                # Nobody is followed who is not heard: the shell looks for whom else to learn from.
+                self.become_follower(self._parts.term, None)
 
     def reset_timer(self) -> None:
         self._timer_start = self.now

@@ -160,9 +160,17 @@ class Following:
         reason: Reason = Reason.NONE,
     ) -> None:
         assert self.leader is not None
-        term, stopping = self._parts.term, self._stopping
         reply = AppendReply(
-            term, answer, height, rejected_height, hint_term, acknowledgements, reason, self._round, stopping
+            self._parts.term,
+            answer,
+            height,
+            rejected_height,
+            hint_term,
+            acknowledgements,
+            reason,
+            self._round,
+            self._stopping,
+            self._parts.caution.may_vote,
         )
         self._parts.outbox.send(self.leader, reply)
 

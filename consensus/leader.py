@@ -31,7 +31,7 @@ class Leadership:
 
     `_progress` has every other member, and the removed ones until their `_departures` are over.
     `_proposed`: (height, data bytes, tick) of this term's uncommitted blocks, ascending.
-    `_refusers`: voter to the height it last refused and has not accepted since.
+    `_refusers`: voter to the height it last refused and has not accepted since, and why; ascending by time.
     """
 
     def __init__(self, parts: Parts, now: int) -> None:
@@ -41,7 +41,7 @@ class Leadership:
         self._parts = parts
         self._tally = Tally(parts.term, parts.log)
         self._proposed: deque[tuple[int, int, int]] = deque()
-        self._refusers: dict[NodeId, int] = {}
+        self._refusers: dict[NodeId, tuple[int, Reason]] = {}
         self._acknowledged = parts.commit.height
         self._beat_tick = now
         self.reads = LeaderReads(parts)
@@ -80,6 +80,7 @@ class Leadership:
                 now - progress.heard_tick,
                 heard=progress.heard,
                 stopping=progress.stopping,
+                binding=progress.binding,
             )
             for member, progress in self._progress.items()
         )
@@ -270,6 +271,8 @@ class Leadership:
         self._begin_round(now)
 
     def _begin_round(self, now: int) -> None:
+        """Answer what has its echoes, as whom it takes may have changed without any answer; then begin what waits."""
+        self.reads.echoed(self._has_echo)
         while self.reads.must_begin:
             self.reads.begin()
             for member in self._parts.log.configurations.current.electorate:
@@ -278,7 +281,7 @@ class Leadership:
             self.reads.echoed(self._has_echo)
 
     def _has_echo(self, begun: int) -> bool:
-        """Whether a quorum, this node included, was in this term after that round began."""
+        """Whether a quorum, this node included, was in this term after that round began (consensus.reads)."""
         echoed = {member for member, progress in self._progress.items() if progress.round >= begun}
         return has_quorum(self._parts.log.configurations.current, {*echoed, self._parts.settings.node_id})
 
@@ -296,6 +299,7 @@ class Leadership:
             for member in self._progress:
                 if not self._replicate(member, now):
                     self._beat(member, now)
+            self._begin_round(now)
             if self._transfer is not None:
                 self._transfer.told = False
                 self._urge()
@@ -336,8 +340,9 @@ class Leadership:
         if reply.round > self.reads.round:
             raise ProtocolViolation(sender, "echoes a round that its leader has not begun")
         progress.heard_tick, progress.heard, progress.stopping = now, True, reply.stopping
-        progress.round = max(progress.round, reply.round)
-        self.reads.echoed(self._has_echo)
+        progress.binding = reply.binding
+        if reply.binding:
+            progress.round = max(progress.round, reply.round)
         self._begin_round(now)
         if reply.answer is Answer.REFUSED:
             self._on_refused(sender, progress, reply.height, reply.reason)
@@ -349,7 +354,7 @@ class Leadership:
 
     def _on_accepted(self, sender: NodeId, progress: Progress, reply: AppendReply, now: int) -> bool:
         progress.accepted(reply.height, now, self.reads.round)
-        if self._refusers.get(sender, reply.height + 1) <= reply.height:
+        if sender in self._refusers and self._refusers[sender][0] <= reply.height:
             del self._refusers[sender]
         commit = self._parts.commit
         for acknowledgement in reply.acknowledgements:
@@ -388,7 +393,8 @@ class Leadership:
         progress.probe(min(progress.next, height))
         progress.probing = True
         if reason is not Reason.BEHIND and sender in self._parts.log.configurations.current.electorate:
-            self._refusers[sender] = height
+            self._refusers.pop(sender, None)
+            self._refusers[sender] = (height, reason)
 
     @property
     def refused_by_quorum(self) -> bool:
@@ -397,3 +403,8 @@ class Leadership:
         It still votes, so that one of those who refuse can lead.
         """
         return can_block(self._parts.log.configurations.current, self._refusers)
+
+    @property
+    def refused_for(self) -> Reason:
+        """Why, as the newest refusal that stands says; NONE where none does."""
+        return next((reason for _, reason in reversed(self._refusers.values())), Reason.NONE)

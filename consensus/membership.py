@@ -9,13 +9,15 @@
 | not_one_step                     | never: that is no single step from the configuration                   |
 | learner_unreachable              | the learner answers again                                              |
 | learner_behind                   | the learner is within `promote_gap_blocks` of the log                  |
+| learner_may_not_vote             | the learner compared notes after its start; never, if it is forsworn   |
+| too_few_answer                   | voters answer who are a quorum of the new voters and of the present    |
 | too_much_uncommitted             | what is uncommitted has room for one more block                        |
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from consensus.configuration import is_one_step, joint_step
+from consensus.configuration import has_quorum, is_one_step, joint_step
 from consensus.messages import Configuration, NodeId
 from consensus.parts import Parts
 from consensus.progress import FollowerView
@@ -27,10 +29,12 @@ CHANGE_UNDER_WAY = "change_under_way"
 NOT_ONE_STEP = "not_one_step"
 LEARNER_UNREACHABLE = "learner_unreachable"
 LEARNER_BEHIND = "learner_behind"
+LEARNER_MAY_NOT_VOTE = "learner_may_not_vote"
+TOO_FEW_ANSWER = "too_few_answer"
 TOO_MUCH_UNCOMMITTED = "too_much_uncommitted"
 
 
-def why_not_yet(parts: Parts, target: Configuration, followers: Iterable[FollowerView]) -> str:
+def why_not_yet(parts: Parts, target: Configuration, followers: Sequence[FollowerView]) -> str:
     """Why a leader may not append the change to `target` now, as far as log and followers say; or an empty string."""
     configurations, certificate = parts.log.configurations, parts.commit.certificate
     current = configurations.current
@@ -41,13 +45,21 @@ def why_not_yet(parts: Parts, target: Configuration, followers: Iterable[Followe
     if target.joint or not is_one_step(current, joint_step(current, target)):
         return NOT_ONE_STEP
     promoted = {*target.voters} - {*current.voters}
-    return next((_why_not_promoted(parts, view) for view in followers if view.node_id in promoted), "")
+    why = next((_why_not_promoted(parts, view) for view in followers if view.node_id in promoted), "")
+    if why:
+        return why
+    # In effect from append, so that nothing could be certified any more, not even a way back.
+    ticks_max = parts.settings.election_ticks_max
+    voting = {parts.settings.node_id, *(view.node_id for view in followers if view.counts(ticks_max))}
+    return "" if has_quorum(joint_step(current, target), voting) else TOO_FEW_ANSWER
 
 
 def _why_not_promoted(parts: Parts, view: FollowerView) -> str:
     settings = parts.settings
     if not view.heard or view.silent_ticks > settings.election_ticks_max or view.stopping:
         return LEARNER_UNREACHABLE
+    if not view.binding:
+        return LEARNER_MAY_NOT_VOTE
     return LEARNER_BEHIND if parts.log.last_height - view.match > settings.promote_gap_blocks else ""
 
 

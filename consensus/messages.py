@@ -129,7 +129,7 @@ class VoteReply:
 class Append:
     """Entries after `prev_height`; with none of them it is the heartbeat. Carries the newest certificate.
 
-    `round` counts up within the term; the answers echo it, which proves to the leader that it still led since.
+    `round` counts up within the term; the answers echo it (consensus.reads says what that proves).
     """
 
     term: int
@@ -171,6 +171,8 @@ class AppendReply:
     above `height`, whose term here is `hint_term`.
     REFUSED: the block at `height` breaks a rule of the ledger, which `reason` names.
     `round` is the newest that the follower heard in this term. `stopping`: it is about to stop; hand it nothing.
+    `binding`: it may vote (consensus.caution). What another says shows that it lives and what it holds; nothing may
+    follow from it that rests on a quorum's word.
     """
 
     term: int
@@ -182,6 +184,7 @@ class AppendReply:
     reason: Reason = Reason.NONE
     round: int = 0
     stopping: bool = False
+    binding: bool = False
 
 
 @dataclass(frozen=True, slots=True)

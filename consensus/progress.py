@@ -23,7 +23,8 @@ class State(Enum):
 class FollowerView:
     """What may be shown of a follower: `match` is durable there, `silent_ticks` since its last answer.
 
-    `heard`: it answered this leader at all. `stopping`: it said that it is about to stop.
+    `heard`: it answered this leader at all. Its last answer said that it is about to stop (`stopping`), that it may
+    vote (`binding`).
     """
 
     node_id: NodeId
@@ -32,6 +33,11 @@ class FollowerView:
     silent_ticks: int
     heard: bool = True
     stopping: bool = False
+    binding: bool = False
+
+    def counts(self, silent_ticks_max: int) -> bool:
+        """Whether its vote can be reckoned with now: it answered lately, may vote, and is not about to stop."""
+        return self.heard and self.binding and not self.stopping and self.silent_ticks <= silent_ticks_max
 
 
 @dataclass(slots=True)
@@ -40,9 +46,9 @@ class Progress:
 
     Invariants: 0 <= match < next; `match` falls only where the follower `lost` its log; `inflight` ascends and lies
     in (match, next): (height, data bytes) of each Append with blocks not yet answered, `inflight_bytes` their sum.
-    `round` is the newest that it echoed, `match_round` the leader's when `match` last rose. `heard` is false until
-    the first answer, whatever time `heard_tick` grants. `probing` says that blocks were sent on a guess and not
-    answered. `moved_tick` is when the window last moved.
+    `round` is the newest that it echoed while it could vote (`binding` is of its last answer), `match_round` the
+    leader's when `match` last rose. `heard` is false until the first answer, whatever time `heard_tick` grants.
+    `probing` says that blocks were sent on a guess and not answered. `moved_tick` is when the window last moved.
     """
 
     next: int
@@ -55,6 +61,7 @@ class Progress:
     inflight_bytes: int = 0
     heard: bool = False
     stopping: bool = False
+    binding: bool = False
     round: int = 0
     match_round: int = 0
 
@@ -109,6 +116,7 @@ class Progress:
         """Whether a conflict at or below `match` proves that the follower lost what it had accepted.
 
         It does where it echoes a round that began after the acceptance arrived. No round yet: it may be an old one.
+        Whether it may vote is no matter here: that it heard the round is enough.
         """
         return 0 < rejected <= self.match and round_heard > self.match_round
 

@@ -3,9 +3,19 @@
     leader      read(7)   round 3 begins   heartbeats carry 3   a quorum echoes 3   ReadState(7, 41)
     follower    read(9)   ReadIndex(9) -> leader: as above -> ReadIndexReply(9, 41)  ReadState(9, 41)
 
-A round that began after the request, echoed by a quorum in the leader's term, proves that no later leader had
-committed anything when the request came. Several reads share a round, and one request of a follower. No clock is
-trusted: there are no leases.
+A *round* is a number that the leader counts up within its term. Every Append bears the newest, every AppendReply the
+newest that its sender heard of this leader in this term (the echo):
+
+| round r, echoed by            | proves                                            | used for                       |
+|-------------------------------|---------------------------------------------------|--------------------------------|
+| any follower                  | its answer was made after r began                 | a disk that lost what it held  |
+|                               |                                                   | (`Progress.is_loss`)           |
+| a quorum of those that may    | when r began no quorum had voted in a later term  | reads: no later leader had     |
+| vote (`AppendReply.binding`), |                                                   | committed anything by then     |
+| the leader among them         |                                                   |                                |
+
+Who may not vote (consensus.caution) may have elected another leader and not know it: that echo counts for no read.
+Several reads share a round, and one request of a follower. No clock is trusted: there are no leases.
 
 | what                                   | bound            | at the bound                   |
 |----------------------------------------|------------------|--------------------------------|

@@ -21,13 +21,8 @@ class Transfer:
 
 
 def may_succeed(view: FollowerView, configuration: Configuration, silent_ticks_max: int) -> bool:
-    """Whether leadership may go to that follower: a voter, heard lately, and not about to stop."""
-    return (
-        view.node_id in configuration.voters
-        and view.heard
-        and not view.stopping
-        and view.silent_ticks <= silent_ticks_max
-    )
+    """Whether leadership may go to that follower: a voter that may vote, heard lately, and not about to stop."""
+    return view.node_id in configuration.voters and view.counts(silent_ticks_max)
 
 
 def best_successor(

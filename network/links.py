@@ -10,7 +10,7 @@ import secrets
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,7 @@ class Link:
         self.peer_id = peer_id
         self.peer = peer
         self.up = False
+        self._met = asyncio.Event()
         self._address = peer.address
         self._dialler = dialler
         bounds = BOUNDS | {Stream.GOSSIP: gossip_bound(dialler.settings.gossip_queue_bytes_max)}
@@ -133,6 +134,10 @@ class Link:
         for dropped in self._outboxes[parcel.kind.lane].put(parcel):
             self._dialler.counters.message_dropped(dropped.kind.name, "queue_full")
 
+    def meet(self) -> None:
+        """The peer has just connected to this node, so it runs: dial now rather than after the wait."""
+        self._met.set()
+
     async def run(self) -> None:
         """Dial, serve, dial again, until cancelled."""
         settings = self._dialler.settings
@@ -144,8 +149,19 @@ class Link:
             # What held for a while, or hung for a while, has waited already; what fails at once backs off.
             if loop.time() - begun > settings.redial_max_ms / 1000 and reason is None:
                 delay_ms = settings.redial_min_ms
-            await asyncio.sleep(_jittered(delay_ms) / 1000)
+            await self._wait(delay_ms, refused=reason is not None)
             delay_ms = min(2 * delay_ms, settings.redial_max_ms)
+
+    async def _wait(self, delay_ms: int, *, refused: bool) -> None:
+        """Before the next dial. A peer that comes itself ends the wait, unless it has refused: it may again."""
+        wait_s = _jittered(delay_ms) / 1000
+        if refused:
+            await asyncio.sleep(wait_s)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._met.wait()
+        self._met.clear()
 
     async def _once(self) -> str | None:
         """One connection from dialling to its end. The answer is why the peer or its pin refused it, if so."""
@@ -198,6 +214,7 @@ class Link:
     async def _serve(self, sockets: dict[Lane, PeerSocket]) -> None:
         """Until any of the four tasks ends: then the link is down."""
         self.up = True
+        self._met.clear()
         _log.info("link_up", peer=self.peer_id)
         tasks = [asyncio.create_task(self._write(sockets[lane], self._outboxes[lane])) for lane in Lane]
         tasks += [asyncio.create_task(self._watch(sockets[lane])) for lane in Lane]

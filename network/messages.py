@@ -90,6 +90,7 @@ class Statements(_Shape, frozen=True):
     vote: VoteShown | None
     acknowledgement: AcknowledgementShown | None
     header: HeaderShown | None
+    certified_height: Number
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
@@ -187,6 +188,7 @@ class AppendReply(_Shape, frozen=True):
     reason: consensus.Reason
     round: Number
     stopping: bool
+    binding: bool
 
 
 class TimeoutNow(_Shape, frozen=True):

@@ -98,7 +98,9 @@ class PeerNetwork:
             pins,
             self._counters,
             self._tap,
-            ServerEvents(deliver=self._deliver, ended=self._sync.on_disconnected, fault=self._on_fault),
+            ServerEvents(
+                begun=self._on_met, deliver=self._deliver, ended=self._sync.on_disconnected, fault=self._on_fault
+            ),
         )
         self._address = await self._server.start(self._tls.accepting)
         self._dialler = Dialler(
@@ -141,7 +143,7 @@ class PeerNetwork:
         return self._address
 
     def set_peers(self, peers: Mapping[NodeId, Peer]) -> None:
-        """Replace the pins, also before entering. Links of those who changed or left are cut; a removed one is told."""
+        """Replace the pins, also before entering. Links of who changed or left are cut; a removed one is told so."""
         old, self._peers = self._peers, self._others(peers)
         if not self._entered:
             return
@@ -237,6 +239,11 @@ class PeerNetwork:
     def _on_up(self, peer: NodeId) -> None:
         self._gossip.on_up(peer)
         self._handler.on_connected(peer)
+
+    def _on_met(self, peer: NodeId) -> None:
+        link = self._links.get(peer)
+        if link is not None:
+            link.meet()
 
     def _deliver(self, sender: NodeId, message: Any) -> None:
         deliver = self._deliver_by_class.get(type(message), self._handler.on_consensus)

@@ -123,11 +123,15 @@ class HeaderShown:
 
 @dataclass(frozen=True, slots=True)
 class Statements:
-    """The newest of each kind that one node holds from another, shown to that other whenever they connect."""
+    """The newest of each kind that one node holds from another, shown to that other whenever they connect.
+
+    `certified_height`: up to where the one who shows it has certified blocks.
+    """
 
     vote: VoteShown | None = None
     acknowledgement: AcknowledgementShown | None = None
     header: HeaderShown | None = None
+    certified_height: int = 0
 
 
 class Handler(Protocol):

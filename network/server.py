@@ -42,9 +42,10 @@ _log = structlog.get_logger("network.server")
 class ServerEvents:
     """`deliver` takes a decoded message, and raises Rejection for the peer's mistake; `fault` takes ours.
 
-    `ended`: the control lane from the peer is gone, and no newer one has replaced it.
+    `begun`: the control lane from the peer is open. `ended`: it is gone, and no newer one has replaced it.
     """
 
+    begun: Callable[[NodeId], None]
     deliver: Callable[[NodeId, Any], None]
     ended: Callable[[NodeId], None]
     fault: Callable[[Exception], None]
@@ -172,6 +173,8 @@ class PeerServer:
         if older is not None:
             older.transport.abort()
         self._inbound[peer_id, lane] = inbound
+        if lane is Lane.CONTROL:
+            self._events.begun(peer_id)
         try:
             await self._receive(inbound.socket, peer_id, Assembler(lane))
         except Rejection as refusal:

@@ -16,13 +16,13 @@ from itertools import islice
 
 import structlog
 
-from ledger.block import decode_block
+from ledger.block import stored_transactions
 from ledger.contracts.records import Record
 from ledger.encoding import decode_as
+from ledger.transaction import stored_envelope
 from node.driver import InWriter
 from node.intake import FetchBodies, fetch_all
 from storage import schema
-from storage.log import BLOCK_BYTES_MAX
 from storage.port import View, Viewable
 from storage.store import Store
 
@@ -30,6 +30,8 @@ _log = structlog.get_logger(__name__)
 
 ASKED_AT_ONCE = 256
 PAUSE_S = 0.05
+# First the node catches up with the chain.
+BEGIN_S = 2.0
 RETRY_S = 10.0
 RECORD_BYTES_MAX = 64 * 1024
 # The state keys whose values name bodies.
@@ -59,6 +61,8 @@ class MissingBodies:
 
     async def run(self) -> None:
         """Return when everything is here."""
+        if self._store.base.bodiless:
+            await asyncio.sleep(BEGIN_S)
         while self._store.base.bodiless:
             view = self._kv.view()
             try:
@@ -104,8 +108,8 @@ def _named(view: View, base: int, bodiless: int) -> Iterator[bytes]:
     for height in range(base + 1, bodiless + 1):
         data = view.get(schema.block_key(height))
         if data is not None:
-            for transaction in decode_block(data, BLOCK_BYTES_MAX).transactions:
-                yield from (reference.commitment for reference in transaction.envelope.bodies)
+            for transaction in stored_transactions(data):
+                yield from (reference.commitment for reference in stored_envelope(transaction).bodies)
     for prefix in _NAMING:
         start = schema.state_key(prefix)
         for _, value in view.range(start, start[:-1] + bytes((start[-1] + 1,))):

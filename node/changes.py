@@ -30,8 +30,18 @@ WAITS_FOR = {
     membership.CHANGE_UNDER_WAY: "the change that the log holds to be complete",
     membership.NOT_ONE_STEP: "a vote that withdraws it: it is no step from the present configuration",
     membership.LEARNER_UNREACHABLE: "{node} to answer: it was not heard for an election timeout",
+    membership.LEARNER_MAY_NOT_VOTE: (
+        "{node} to compare with the others after its start; if it says amnesia, vote it out, and in under a new id"
+    ),
+    membership.TOO_FEW_ANSWER: (
+        "more voters to answer: with those who do, neither this change nor anything after it could be committed"
+    ),
     membership.TOO_MUCH_UNCOMMITTED: "blocks to be certified: too many are not",
 }
+
+
+# Whoever is further behind than this has yet to catch up, whatever else it has yet to do.
+FAR_BLOCKS = 16
 
 
 class Core(Protocol):
@@ -155,7 +165,9 @@ class Changes:
         """The core's reason, with what a person needs to see whether anything must be done."""
         pending = self._roster.pending
         node = "" if pending is None else pending.node
-        if why == membership.LEARNER_BEHIND:
-            match = next((view.match for view in self._core.followers() if view.node_id == node), 0)
-            return f"{node} to catch up: it is {max(self._core.last_height - match, 0)} blocks behind"
+        match = next((view.match for view in self._core.followers() if view.node_id == node), 0)
+        behind = max(self._core.last_height - match, 0)
+        # Nor does it vote before it holds what the others showed it.
+        if why == membership.LEARNER_BEHIND or (why == membership.LEARNER_MAY_NOT_VOTE and behind > FAR_BLOCKS):
+            return f"{node} to catch up: it is {behind} blocks behind"
         return WAITS_FOR.get(why, why).format(node=node)

@@ -18,8 +18,10 @@ The node shown them compares (`Comparison`):
 "Behind" as in elections: by the term of the last block, then by the height. An honest log may fall behind what it
 once acknowledged for a moment, between two messages of a later leader that replaces it; hence the fifth row.
 
-One quorum compared is enough to vote. But who remembers may answer a moment later than who does not: so until GRACE
-of an election timeout is over, the core hears of nobody unless everybody has compared.
+Each also says up to where it has certified blocks: the core counts it only once this node has come there, so that
+the quorum is one of those who vote today. One quorum is enough to vote. But who remembers may answer a moment later
+than who does not: so until GRACE of an election timeout is over, the core hears of nobody unless everybody has
+compared.
 
 Bounds: of each node the newest of each kind; of this node's own signatures SAID_TERMS_MAX terms, of which the oldest
 is forgotten and believed.
@@ -73,9 +75,10 @@ class Holdings:
         for vote in votes:
             self._of(vote.node).vote = VoteShown(vote.term, vote.candidate, vote.signature)
 
-    def shown_to(self, node: str) -> Statements:
-        held = self._held.get(node)
-        return Statements(held.vote, held.acknowledgement, held.header) if held is not None else Statements()
+    def shown_to(self, node: str, certified_height: int) -> Statements:
+        """What `node` is shown of its own, by a node that has certified blocks up to `certified_height`."""
+        held = self._held.get(node, _Held())
+        return Statements(held.vote, held.acknowledgement, held.header, certified_height)
 
     def vote(self, voter: str, term: int, candidate: str, signature: bytes) -> None:
         held = self._of(voter)
@@ -202,7 +205,8 @@ class Noting:
 
 
 class Comparison:
-    """`compared(peer)` and `forswear(why)` are told to the core and, the latter, to the disk; `count` a forgery.
+    """`compared(peer, height)`, the height up to which the peer has certified blocks, and `forswear(why)` are told to
+    the core, the latter also to the disk; `count` hears of a forgery.
 
     `disk` is what was there at start, `said` what was signed since; `others` are those whose votes count, without
     this node.
@@ -218,7 +222,7 @@ class Comparison:
         log: Log,
         *,
         others: Callable[[], AbstractSet[str]],
-        compared: Callable[[str], None],
+        compared: Callable[[str, int], None],
         forswear: Callable[[Forsworn], None],
         count: Callable[[str], None],
     ) -> None:
@@ -232,9 +236,10 @@ class Comparison:
         self._compared = compared
         self._forswear = forswear
         self._count = count
-        # What a peer showed and the log does not reach yet, by peer.
-        self._waiting: dict[str, tuple[int, int]] = {}
-        self._fine: set[str] = set()
+        # What a peer showed and the log does not reach yet, and up to where that peer had certified blocks.
+        self._waiting: dict[str, tuple[tuple[int, int], int]] = {}
+        # Who showed nothing that was forgotten, and up to where it had certified blocks then.
+        self._fine: dict[str, int] = {}
         self._grace_over = False
 
     def shown(self, peer: str, statements: Statements) -> None:
@@ -253,11 +258,12 @@ class Comparison:
             return
         if Verdict.LATER in verdicts:
             assert statements.acknowledgement is not None, "only an acknowledgement can wait"
-            self._waiting[peer] = (statements.acknowledgement.term, statements.acknowledgement.height)
+            place = (statements.acknowledgement.term, statements.acknowledgement.height)
+            self._waiting[peer] = (place, statements.certified_height)
             self.log_moved()
             return
         self._waiting.pop(peer, None)
-        self._fine.add(peer)
+        self._fine[peer] = statements.certified_height
         self.tell()
 
     def end_grace(self) -> None:
@@ -267,9 +273,9 @@ class Comparison:
 
     def tell(self) -> None:
         """Tell the core who compared; again when others' votes begin to count."""
-        if self._grace_over or self._fine >= self._others():
-            for peer in sorted(self._fine):
-                self._compared(peer)
+        if self._grace_over or self._fine.keys() >= self._others():
+            for peer, certified_height in sorted(self._fine.items()):
+                self._compared(peer, certified_height)
 
     def certified(self, shown: AcknowledgementShown) -> None:
         """A verified certificate holds this node's own signature. No honest log falls behind what is certified."""
@@ -284,10 +290,11 @@ class Comparison:
         height = log.durable_height
         found = log.term_hash(height)
         newest = (found[0] if found is not None else 0, height)
-        for peer, place in list(self._waiting.items()):
-            if place <= newest or place[1] <= log.commit_height:
-                del self._waiting[peer]
-                self._fine.add(peer)
+        for peer, (place, certified_height) in list(self._waiting.items()):
+            borne_out = place <= newest or place[1] <= log.commit_height
+            # Telling of one may lead back here, for the others.
+            if borne_out and self._waiting.pop(peer, None) is not None:
+                self._fine[peer] = certified_height
                 self.tell()
 
     def _judge_vote(self, peer: str, vote: VoteShown | None) -> Verdict:

@@ -61,6 +61,7 @@ class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     data_dir: Path
     key_file: Path
     id: NodeId | None = None
+    found: bool = False
     passphrase_file: Path | None = None
     ports_file: Path = Path("ports.json")
 

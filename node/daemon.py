@@ -35,6 +35,7 @@ from network.peer_network import PeerNetwork
 from network.port import Handler, Identity, NetworkSettings, Tap
 from node.catchup import ForkError
 from node.config import Config, ConfigError, load_config
+from node.founding import check_founding
 from node.http_api import provider_port
 from node.joining import SnapshotReady
 from node.keyfile import read_node_key
@@ -47,7 +48,7 @@ from node.snapshots import SnapshotPlaces, SnapshotSettings
 from node.standing import RemovedError, WrongKeyError
 from storage.boot import check_files, check_newest
 from storage.executed import Divergence
-from storage.leveldb import LevelDb
+from storage.leveldb import BUILD_BUFFER_BYTES, LevelDb
 from storage.port import StorageFailure
 from storage.report import DamageError
 from storage.shelf import Shelf
@@ -221,6 +222,7 @@ async def running(
         )
 
     try:
+        check_founding(genesis, node_id, store, found=config.node.found)
         node = Node(
             genesis,
             node_id,
@@ -236,7 +238,8 @@ async def running(
                 kv,
                 Shelf(config.node.data_dir / SNAPSHOTS_FOLDER),
                 snapshot_settings(config),
-                fresh=lambda: LevelDb(fresh_folder(folder)),
+                # `make_ready` syncs every file of it at the end.
+                fresh=lambda: LevelDb(fresh_folder(folder), sync=False, write_buffer_bytes=BUILD_BUFFER_BYTES),
             ),
         )
         async with _serving(config, node):

@@ -157,9 +157,9 @@ class Driver:
         """Ask how high a linearizable read must wait; `on_reads` gets the answer."""
         self._do(lambda: self.core.read(token), "read", token=token)
 
-    def compared(self, peer: str) -> None:
-        """What this peer holds from this node, this node's disk knows."""
-        self._do(lambda: self.core.compared(peer), "compared", peer=peer)
+    def compared(self, peer: str, height: int) -> None:
+        """What this peer, which has certified blocks up to `height`, holds from this node, this node's disk knows."""
+        self._do(lambda: self.core.compared(peer, height), "compared", peer=peer, height=height)
 
     def forswear(self) -> None:
         """Something that this node signed its disk has forgotten: no more votes."""

@@ -101,7 +101,7 @@ class Executor:
     async def written(self) -> None:
         """Return once all that is executed now is on the disk; the write waits for no company."""
         height = self._hurry_height = self._store.executed_height
-        if self._company is not None:
+        if self._company is not None and not self._company.expired():
             self._company.reschedule(asyncio.get_running_loop().time())
         while self._unwritten and self._unwritten[0].height <= height:
             await self._wrote.wait()

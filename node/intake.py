@@ -4,8 +4,8 @@ The core trusts what `step` gets. So here every vote, acknowledgement and certif
 reaches the core only once each of its new blocks passed inspection and has all its bodies. What waits for
 bodies waits in a queue of its sender, in order; meanwhile the core hears the leader's heartbeat, without blocks.
 
-Bound: WAITING_MAX Appends a sender. Beyond it the newest is dropped; the leader sends again from what the core
-has answered.
+Bound: WAITING_MAX Appends a sender, and the rest of one that is partly delivered. Beyond it the newest is dropped;
+the leader sends again from what the core has answered.
 """
 
 import asyncio
@@ -429,9 +429,14 @@ class Intake:
                 await self._gossip(unknown)
                 with self._stages.timed("inspect"):
                     candidate = self._inspect(sender, append)
-                if candidate is not None and candidate.early and candidate.refused is not None:
-                    await self._execution(candidate.refused[0].prev_height)
+                if candidate is not None and candidate.early and not candidate.append.entries:
+                    await self._execution(append.prev_height)
                     candidate = self._inspect(sender, append)
+                if candidate is not None and candidate.early and candidate.append.entries:
+                    # What is good goes first: the block that execution waits for may be among it.
+                    assert candidate.refused is not None, "it is early for a block that it refuses"
+                    queue.appendleft(candidate.refused[0])
+                    candidate.refused = None
                 if candidate is not None:
                     if candidate.missing and not told:
                         told = True

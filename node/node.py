@@ -20,6 +20,7 @@ from consensus.ports import CoreSettings, Restored
 from ledger.block import Block, decode_block, header_of
 from ledger.genesis import Genesis
 from ledger.keys import SigningKey
+from ledger.state_tree import EMPTY
 from network.port import BlockRange, Handler, Peer, PeerStatus, SharedTransaction, SnapshotOffer, VoteShown
 from node.admission import Admission
 from node.backend import NodeBackend, lookup
@@ -154,6 +155,7 @@ class Node:
             grace_s=timeout_s,
         )
         self._build_consensus(key)
+        self._build_execution()
         self._build_borders(make_network)
 
     async def run(self, started: Callable[[], None]) -> None:
@@ -260,12 +262,15 @@ class Node:
             said,
             self.driver.core,
             others=lambda: set(self.driver.core.configuration.electorate) - {self._node_id},
-            compared=self.driver.compared,
+            compared=self._compared,
             forswear=self._forswear,
             count=lambda kind: self.metrics.bad_frames.labels(kind).inc(),
         )
         self.metrics.amnesia.set(self.amnesia is not None)
         self.changes.attach(self.driver)
+
+    def _build_execution(self) -> None:
+        genesis, store = self._genesis, self._store
         self.executor = Executor(
             genesis,
             store,
@@ -291,7 +296,7 @@ class Node:
             now_ms=self._now_ms,
             block_time_ms=self._block_time_ms,
             held_back=lambda: self.changes.due,
-            seal_delay_ms=settings.seal_delay_ms,
+            seal_delay_ms=self._settings.seal_delay_ms,
             last_busy_height=self._last_busy_height(),
         )
 
@@ -343,7 +348,7 @@ class Node:
             admitted=self._admitted,
             connected=lambda peer: _log.info("peer connected", peer=peer),
             removed=self._standing.dismissed,
-            statements_of=self._holdings.shown_to,
+            statements_of=lambda peer: self._holdings.shown_to(peer, core.commit_height),
             shown=self._comparison.shown,
             snapshots=lambda: self.snapshots,
         )
@@ -354,6 +359,10 @@ class Node:
         )
         self.metrics.clock_offset_seconds.set_function(lambda: (self._now_ms() - self._block_time_ms()) / 1000)
         self._build_snapshots()
+        self._build_catch_up(checks, intake)
+        self._build_backend(admission)
+
+    def _build_catch_up(self, checks: BlockChecks, intake: Intake) -> None:
         self.catch_up = CatchUp(
             self.driver,
             checks,
@@ -367,11 +376,13 @@ class Node:
             begins_with_snapshot=self._places is not None and self._places.settings.join == "snapshot",
             from_snapshot=None if self.joining is None else self.joining.attempt,
         )
+
+    def _build_backend(self, admission: Admission) -> None:
         self.backend = NodeBackend(
-            genesis,
+            self._genesis,
             self._node_id,
-            core,
-            store,
+            self.driver.core,
+            self._store,
             self.tracker,
             self.roster,
             self.changes,
@@ -471,6 +482,13 @@ class Node:
         self.metrics.pool_bytes.set(self.pool.size)
         self.proposer.consider()
 
+    def _compared(self, peer: str, height: int) -> None:
+        """A peer that has certified blocks up to `height` showed nothing that this node forgot."""
+        self.driver.compared(peer, height)
+        if not self.driver.core.may_vote:
+            # It counts once this node has come there, and no leader may be there to send what is missing.
+            self.catch_up.hint(height)
+
     def _consider(self) -> None:
         """The log, the role or the state moved: what is voted comes before what waits in the pool."""
         self._comparison.log_moved()
@@ -545,7 +563,11 @@ class Node:
         return Roots(roots.history, roots.state)
 
     def _roots_at(self, height: int) -> Roots | None:
-        return self._roots(height) if self._store.base.height <= height <= self._store.executed_height else None
+        """None too below a snapshot that this node began with, where no header in it carried the state's root."""
+        if not self._store.base.height <= height <= self._store.executed_height:
+            return None
+        roots = self._roots(height)
+        return None if roots.state == EMPTY else roots
 
     def _proved(self, height: int) -> bool:
         """Whether the seal covers all that changed the state up to `height`."""

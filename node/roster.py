@@ -19,7 +19,8 @@ _WATCHED = tuple(
 
 class Roster:
     """`addresses` are those that this node was told to dial instead of the ledger's, node id to host:port;
-    `introduced` are nodes that count as members until the ledger, as far as it is executed here, names them: id to certificate.
+    `introduced` are nodes that count as members until the ledger, as far as it is executed here, names them: id to
+    certificate.
     """
 
     def __init__(self, store: Store, addresses: Mapping[str, str], introduced: Mapping[str, bytes]) -> None:

@@ -87,6 +87,7 @@ def message_json(message: Message) -> Json:
             "reason": message.reason.value,
             "round": message.round,
             "stopping": message.stopping,
+            "binding": message.binding,
         }
     return {"kind": kind} | {
         field: getattr(message, field) for field in message.__dataclass_fields__ if field != "signature"

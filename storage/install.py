@@ -38,7 +38,7 @@ from storage.snapshot import FRAME, Manifest, SnapshotBase
 from storage.store import Store
 
 # What waits in memory before it is written.
-BATCH_BYTES = 4 * 1024 * 1024
+BATCH_BYTES = 1024 * 1024
 # How many values go into the tree at once, and what they may weigh: the more, the fewer pages are made twice.
 TREE_KEYS = 65_536
 TREE_BYTES = 32 * 1024 * 1024

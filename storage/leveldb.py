@@ -18,6 +18,9 @@ from storage.port import StorageFailure, Write
 # LevelDB holds up to two of them, and reads the last one's log at boot. A larger one is merged into the tables below
 # less often: with 8 MiB, merging cost more than executing did once there were 30,000 records.
 WRITE_BUFFER_BYTES = 32 * 1024 * 1024
+# For a store built in one go and opened again at once: LevelDB makes tables of it meanwhile, in its own thread, and
+# has little of its log to read then.
+BUILD_BUFFER_BYTES = 4 * 1024 * 1024
 BLOCK_CACHE_BYTES = 32 * 1024 * 1024
 OPEN_FILES_MAX = 256
 BLOOM_BITS_PER_KEY = 10
@@ -27,11 +30,18 @@ class LevelDb:
     """One open LevelDB folder. Only one process can hold it.
 
     `create` makes the folder if it is missing. `sync=False` ignores every request to sync: it exists so
-    that a test can show what that loses, and for scratch databases. Raises StorageFailure if the folder is
-    held by another process, is missing, or is damaged.
+    that a test can show what that loses, and for scratch databases. `write_buffer_bytes` are kept in memory at
+    most twice. Raises StorageFailure if the folder is held by another process, is missing, or is damaged.
     """
 
-    def __init__(self, path: Path, *, create: bool = True, sync: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        create: bool = True,
+        sync: bool = True,
+        write_buffer_bytes: int = WRITE_BUFFER_BYTES,
+    ) -> None:
         self._path = path
         self._sync = sync
         self._broken: str | None = None
@@ -47,7 +57,7 @@ class LevelDb:
                 create_if_missing=create,
                 paranoid_checks=True,
                 compression=None,
-                write_buffer_size=WRITE_BUFFER_BYTES,
+                write_buffer_size=write_buffer_bytes,
                 lru_cache_size=BLOCK_CACHE_BYTES,
                 max_open_files=OPEN_FILES_MAX,
                 bloom_filter_bits=BLOOM_BITS_PER_KEY,

@@ -16,6 +16,7 @@ u ‖ height                   Undo: the state values before it; only above the 
 g ‖ height                   configuration in effect from that height on, sealed
 m ‖ "log"                    LogRecord, sealed
 m ‖ "executed"               ExecutedRecord, sealed
+m ‖ "base"                   BaseRecord, sealed; see `base`, also for what is missing below it
 e ‖ index (4)                Evidence, sealed
 w ‖ node id (UTF-8)          promises.HeldVote, sealed: the newest vote held from that node
 m ‖ "forsworn"               promises.Forsworn, sealed; only on a node that must not vote

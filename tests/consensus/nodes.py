@@ -273,7 +273,9 @@ def accept(term: int, *blocks: Entry, voter: NodeId, round_heard: int = 0) -> Ap
         for block in blocks
         if block.term == term
     )
-    return AppendReply(term, Answer.ACCEPTED, blocks[-1].height, acknowledgements=acks, round=round_heard)
+    return AppendReply(
+        term, Answer.ACCEPTED, blocks[-1].height, acknowledgements=acks, round=round_heard, binding=True
+    )
 
 
 def conflict(term: int, rejected: int, height: int, hint_term: int) -> AppendReply:

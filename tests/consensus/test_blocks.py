@@ -7,7 +7,8 @@ import pytest
 from consensus.configuration import can_block, quorum
 from consensus.errors import InvariantViolation
 from consensus.messages import Answer, Append, AppendReply, Configuration, Reason, Role, Vote, VoteReply
-from tests.consensus.nodes import accept, append, elect, follower, led, make_block, make_chain, only
+from tests.consensus.nodes import FIVE, accept, append, elect, follower, led, make_block, make_chain, only
+from tests.consensus.test_membership import settled
 
 # refusals
 
@@ -19,7 +20,7 @@ def test_a_follower_takes_what_precedes_a_refused_block_and_says_why() -> None:
     node.persist()
     assert node.log() == chain[:1]
     replies = only(node.take(), AppendReply, "n2")
-    assert AppendReply(1, Answer.REFUSED, 2, reason=Reason.BAD_TIME) in replies
+    assert AppendReply(1, Answer.REFUSED, 2, reason=Reason.BAD_TIME, binding=True) in replies
     assert replies[-1].height == 1
     assert replies[-1].answer is Answer.ACCEPTED
 
@@ -62,6 +63,17 @@ def test_a_leader_without_a_quorum_beside_its_refusers_stays_out_of_elections_un
     node.core.mend()
     node.tick(20)
     assert node.role() is Role.PRE_CANDIDATE
+
+
+def test_it_is_barred_for_the_newest_refusal_that_stands() -> None:
+    """Not for the answer that it steps down at, which may be no refusal, or not be one that counts."""
+    node = settled(FIVE)
+    node.core.propose(b"late")
+    for other, reason in (("n2", Reason.BAD_ROOTS), ("n3", Reason.BAD_TIME)):
+        node.step(other, AppendReply(1, Answer.REFUSED, 2, reason=reason, binding=True))
+    assert node.core.propose_change(Configuration(("n1", "n2", "n3", "n4"))) == 3
+    node.step("n4", AppendReply(1, Answer.ACCEPTED, 1, binding=True))
+    assert (node.core.role, node.core.barred_for) == (Role.FOLLOWER, Reason.BAD_TIME)
 
 
 def test_of_two_voters_the_refused_one_stands_aside_and_votes_for_the_other() -> None:

@@ -1,11 +1,16 @@
 """After a restart: nothing is voted or acknowledged on the word of a disk that may have forgotten."""
 
+from dataclasses import replace
+
 import pytest
 
+from consensus.caution import COMPARED_MAX
 from consensus.messages import (
     Answer,
     AppendReply,
+    CertifiedBlocks,
     Configuration,
+    Entry,
     HardState,
     PreVote,
     PreVoteReply,
@@ -55,11 +60,11 @@ def refuses_everything(node: Node) -> bool:
 def test_before_it_compared_with_a_quorum_a_node_says_nothing_that_binds() -> None:
     node = restarted(FIVE)
     assert refuses_everything(node)
-    node.core.compared("n2")
-    node.core.compared("n2")
-    node.core.compared("n9")
+    node.core.compared("n2", 0)
+    node.core.compared("n2", 0)
+    node.core.compared("n9", 0)
     assert (node.core.may_vote, refuses_everything(node)) == (False, True)
-    node.core.compared("n3")
+    node.core.compared("n3", 0)
     assert node.core.may_vote
     node.tick(20)
     assert node.role() is Role.PRE_CANDIDATE
@@ -72,7 +77,7 @@ def test_it_tells_what_it_holds_meanwhile_and_signs_it_afterwards() -> None:
     node.persist()
     (reply,) = only(node.take(), AppendReply, "n2")
     assert (reply.answer, reply.height, reply.acknowledgements) == (Answer.ACCEPTED, 2, ())
-    node.core.compared("n3")
+    node.core.compared("n3", 0)
     node.step("n2", append(1, chain[1]))
     (reply,) = only(node.take(), AppendReply, "n2")
     assert [acknowledgement.height for acknowledgement in reply.acknowledgements] == [2], (
@@ -82,15 +87,15 @@ def test_it_tells_what_it_holds_meanwhile_and_signs_it_afterwards() -> None:
 
 def test_while_joint_a_quorum_of_both_sides_is_compared_with() -> None:
     node = restarted(Configuration(("n1", "n2"), (), ("n1", "n2", "n3")))
-    node.core.compared("n3")
+    node.core.compared("n3", 0)
     assert not node.core.may_vote
-    node.core.compared("n2")
+    node.core.compared("n2", 0)
     assert node.core.may_vote
 
 
 def test_once_compared_a_larger_electorate_takes_nothing_back() -> None:
     node = restarted(Configuration(("n1", "n2", "n3"), ("n4",)))
-    node.core.compared("n2")
+    node.core.compared("n2", 0)
     assert node.core.may_vote
     elect(node)
     assert node.role() is Role.LEADER
@@ -98,9 +103,59 @@ def test_once_compared_a_larger_electorate_takes_nothing_back() -> None:
 
 def test_a_learner_compares_with_a_quorum_of_the_others_before_it_votes() -> None:
     node = restarted(Configuration(("n2", "n3"), ("n1",)))
-    node.core.compared("n2")
+    node.core.compared("n2", 0)
     assert not node.core.may_vote
-    node.core.compared("n3")
+    node.core.compared("n3", 0)
+    assert node.core.may_vote
+
+
+def grown() -> list[Entry]:
+    """Three voters, to which n4 and n5 come, one after the other: the last block brings FIVE."""
+    three, four = THREE.voters, ("n1", "n2", "n3", "n4")
+    steps = [
+        Configuration(three, ("n4",)),
+        Configuration(four, (), three),
+        Configuration(four),
+        Configuration(four, ("n5",)),
+        Configuration(FIVE.voters, (), four),
+        FIVE,
+    ]
+    return [replace(block, configuration=step) for block, step in zip(make_chain(*[1] * 6), steps, strict=True)]
+
+
+def test_the_quorum_is_one_of_those_who_vote_where_the_others_are() -> None:
+    """On an emptied disk there are still the three voters of genesis, of whom two are a quorum."""
+    chain = grown()
+    node = Node("n1", THREE, must_compare=True)
+    node.core.compared("n2", 6)
+    assert not node.core.may_vote
+    node.core.step_certified("n2", CertifiedBlocks(tuple(chain), certify(chain[-1], "n2", "n3", "n4")))
+    node.persist()
+    assert (node.core.configuration, node.core.may_vote) == (FIVE, False)
+    node.core.compared("n4", 7)
+    assert not node.core.may_vote, "it is not there yet"
+    node.core.compared("n5", 6)
+    assert node.core.may_vote
+
+
+def test_who_compared_counts_as_soon_as_it_is_a_voter_here() -> None:
+    chain = grown()
+    node = Node("n1", THREE, must_compare=True)
+    for peer in ("n4", "n5"):
+        node.core.compared(peer, 6)
+    assert not node.core.may_vote
+    node.core.step_certified("n2", CertifiedBlocks(tuple(chain), certify(chain[-1], "n2", "n3", "n4")))
+    assert node.core.may_vote
+
+
+def test_the_peers_compared_with_are_bounded_and_the_newest_stay() -> None:
+    node = restarted()
+    node.core.compared("n2", 1)
+    for number in range(COMPARED_MAX):
+        node.core.compared(f"m{number}", 0)
+    node.step("n2", append(1, None, make_chain(1)[0], certificate=certify(make_chain(1)[0], "n2", "n3")))
+    assert (node.core.commit_height, node.core.may_vote) == (1, False)
+    node.core.compared("n3", 1)
     assert node.core.may_vote
 
 
@@ -114,7 +169,7 @@ def test_a_forsworn_node_follows_and_never_votes_again(at_start: bool) -> None:
     if not at_start:
         node.core.forswear()
     for peer in ("n2", "n3"):
-        node.core.compared(peer)
+        node.core.compared(peer, 0)
     assert (node.core.forsworn, node.core.may_vote) == (True, False)
     assert refuses_everything(node)
     block = make_chain(1)[0]

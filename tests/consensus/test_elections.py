@@ -310,6 +310,18 @@ def test_learners_never_campaign_but_answer_candidates() -> None:
     assert only(node.take(), VoteReply, "n2")[0].granted
 
 
+def test_who_may_not_campaign_forgets_a_silent_leader_too() -> None:
+    node = follower(term=1, configuration=Configuration(("n2", "n3"), ("n1",)))
+    node.step("n2", append(2, None))
+    node.persist()
+    node.tick(9)
+    assert _leader(node) == "n2"
+    node.tick(11)
+    assert _leader(node) is None, "its shell must look for others to learn from"
+    node.step("n2", append(2, None))
+    assert _leader(node) == "n2"
+
+
 def test_two_leaders_of_one_term_are_reported_and_the_first_is_kept() -> None:
     node = follower()
     node.step("n2", append(3, None))
@@ -368,3 +380,7 @@ def test_a_disk_that_hangs_in_a_new_term_does_not_pile_up_answers() -> None:
         node.step("n2", append(9, None))
     node.persist()
     assert 0 < len(node.take()) <= HELD_MAX
+
+
+def _leader(node: Node) -> str | None:
+    return node.core.leader

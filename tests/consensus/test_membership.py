@@ -1,5 +1,6 @@
 """Membership: joint consensus over the chain, one interleaving for each way it has gone wrong elsewhere."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -171,19 +172,42 @@ def test_what_is_no_single_step_is_refused() -> None:
 def test_a_learner_is_promoted_only_close_to_the_head_and_while_it_answers() -> None:
     node = settled(WITH_LEARNER, CoreSettings("n1", promote_gap_blocks=2))
     assert node.core.why_no_change(FOUR) == membership.LEARNER_UNREACHABLE, "it never answered"
-    node.step("n4", AppendReply(1, Answer.ACCEPTED, 0))
+    node.step("n4", AppendReply(1, Answer.ACCEPTED, 0, binding=True))
     assert node.core.why_no_change(FOUR) == ""
     for _ in range(2):
         node.core.propose(b"x")
     answer(node, "n2")
     assert node.core.why_no_change(FOUR) == membership.LEARNER_BEHIND
-    node.step("n4", AppendReply(1, Answer.ACCEPTED, 1))
+    node.step("n4", AppendReply(1, Answer.ACCEPTED, 1, binding=True))
     assert node.core.why_no_change(FOUR) == ""
     for _ in range(21):
         node.tick()
-        node.step("n2", AppendReply(1, Answer.ACCEPTED, 3))
+        node.step("n2", AppendReply(1, Answer.ACCEPTED, 3, binding=True))
     assert node.core.why_no_change(FOUR) == membership.LEARNER_UNREACHABLE
     assert node.core.why_no_change(THREE) == "", "who is gone can still be removed"
+
+
+def test_a_learner_that_may_not_vote_is_not_promoted() -> None:
+    node = settled(WITH_LEARNER)
+    node.step("n4", AppendReply(1, Answer.ACCEPTED, 1, binding=False))
+    assert node.core.why_no_change(FOUR) == membership.LEARNER_MAY_NOT_VOTE
+    node.step("n4", AppendReply(1, Answer.ACCEPTED, 1, binding=True))
+    assert node.core.why_no_change(FOUR) == ""
+
+
+@pytest.mark.parametrize("why", ["silent", "stopping", "may not vote"])
+def test_no_change_that_those_who_answer_could_not_commit(why: str) -> None:
+    """n3 cannot sign, and the healthy n2 is voted out by mistake: nothing would ever be certified again."""
+    node = settled()
+    node.step("n3", AppendReply(1, Answer.ACCEPTED, 1, stopping=why == "stopping", binding=why != "may not vote"))
+    for _ in range(21 if why == "silent" else 1):
+        node.tick()
+        node.step("n2", AppendReply(1, Answer.ACCEPTED, 1, binding=True))
+    without_n2, without_n3 = Configuration(("n1", "n3")), Configuration(("n1", "n2"))
+    assert node.core.why_no_change(without_n2) == membership.TOO_FEW_ANSWER
+    assert node.core.propose_change(without_n2) is None
+    assert node.core.why_no_change(without_n3) == "", "which is the way out"
+    assert node.core.why_no_change(Configuration(("n2", "n3"))) == membership.TOO_FEW_ANSWER, "of the new voters one"
 
 
 def test_a_change_keeps_within_what_may_be_uncommitted() -> None:
@@ -363,7 +387,7 @@ def test_a_removed_leader_that_finds_no_successor_follows_all_the_same() -> None
     node.take()
     for other in ("n2", "n3"):
         reply = accept(1, *node.log(), voter=other)
-        node.step(other, AppendReply(1, reply.answer, 3, acknowledgements=reply.acknowledgements, stopping=True))
+        node.step(other, replace(reply, stopping=True))
     assert node.role() is Role.FOLLOWER
     assert not [message for _, message in node.take() if isinstance(message, TimeoutNow)]
 
@@ -382,7 +406,7 @@ def test_a_removed_member_is_told_the_certificate_of_its_removal_once() -> None:
     assert [view.node_id for view in node.core.followers()] == ["n2"]
     node.tick(2)
     assert only(node.take(), Append, "n3") == []
-    node.step("n3", AppendReply(1, Answer.ACCEPTED, 3))
+    node.step("n3", AppendReply(1, Answer.ACCEPTED, 3, binding=True))
     assert node.role() is Role.LEADER, "what a stranger answers is not heard"
 
 
@@ -396,7 +420,7 @@ def test_a_removed_member_that_is_down_is_given_up_after_an_election_timeout() -
     for _ in range(20):
         assert "n3" in [view.node_id for view in node.core.followers()]
         node.tick()
-        node.step("n2", AppendReply(1, Answer.ACCEPTED, 3))
+        node.step("n2", AppendReply(1, Answer.ACCEPTED, 3, binding=True))
     assert "n3" not in [view.node_id for view in node.core.followers()]
 
 
@@ -408,7 +432,7 @@ def test_a_learner_that_is_taken_back_before_it_was_let_go_stays() -> None:
     answer(node, "n2")
     for _ in range(25):
         node.tick()
-        node.step("n2", AppendReply(1, Answer.ACCEPTED, 3))
+        node.step("n2", AppendReply(1, Answer.ACCEPTED, 3, binding=True))
     assert [view.node_id for view in node.core.followers()] == ["n2", "n3", "n4"]
 
 
@@ -437,7 +461,7 @@ def test_a_new_learner_is_sent_the_log() -> None:
     (beat,) = only(node.take(), Append, "n4")[-1:]
     assert (beat.prev_height, beat.entries) == (1, (node.log()[1],)) or beat.entries == ()
     node.step("n4", AppendReply(1, Answer.CONFLICT, 0, rejected_height=beat.prev_height))
-    node.step("n4", AppendReply(1, Answer.ACCEPTED, 0))
+    node.step("n4", AppendReply(1, Answer.ACCEPTED, 0, binding=True))
     assert [entry.height for entry in only(node.take(), Append, "n4")[-1].entries] == [1, 2]
 
 

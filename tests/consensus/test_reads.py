@@ -1,5 +1,7 @@
 """Linearizable reads: one hand-written interleaving for each way they have gone wrong elsewhere."""
 
+from dataclasses import replace
+
 import pytest
 
 from consensus.answers import READS_MAX
@@ -16,12 +18,12 @@ from consensus.messages import (
     Role,
 )
 from consensus.reads import PEER_REQUESTS_MAX
-from tests.consensus.nodes import FIVE, Node, accept, append, certify, extend, follower, led, make_chain, only
+from tests.consensus.nodes import FIVE, THREE, Node, accept, append, certify, extend, follower, led, make_chain, only
 from tests.consensus.test_membership import WITH_LEARNER, answer, settled
 
 
-def echo(round_heard: int, height: int = 1, term: int = 1) -> AppendReply:
-    return AppendReply(term, Answer.ACCEPTED, height, round=round_heard)
+def echo(round_heard: int, height: int = 1, term: int = 1, *, binding: bool = True) -> AppendReply:
+    return AppendReply(term, Answer.ACCEPTED, height, round=round_heard, binding=binding)
 
 
 def taken(node: Node) -> list[ReadState]:
@@ -123,8 +125,51 @@ def test_echoes_of_learners_count_for_nothing_and_none_is_invented() -> None:
     assert taken(node) == []
     with pytest.raises(ProtocolViolation, match="round"):
         node.core.step("n2", echo(2))
-    node.step("n2", AppendReply(1, Answer.REFUSED, 1, reason=Reason.BEHIND, round=1))
+    node.step("n2", AppendReply(1, Answer.REFUSED, 1, reason=Reason.BEHIND, round=1, binding=True))
     assert taken(node) == [ReadState(1, 1)], "a refusal is an answer, too"
+
+
+def test_the_echo_of_one_that_may_not_vote_counts_for_no_read() -> None:
+    """It may have elected another leader, on the disk that it lost, and tells this one that it hears it."""
+    node = settled()
+    node.core.read(1)
+    node.step("n2", echo(1, binding=False))
+    assert taken(node) == []
+    restarted = Node("n2", THREE, must_compare=True)
+    restarted.step("n1", replace(only(node.take(), Append, "n2")[-1], entries=()))
+    restarted.persist()
+    told = only(restarted.take(), AppendReply, "n1")[-1]
+    assert (told.round, told.binding) == (1, False)
+    node.step("n2", told)
+    assert taken(node) == []
+    node.step("n2", echo(1))
+    assert taken(node) == [ReadState(1, 1)], "once it compared, it counts"
+
+
+def test_a_leader_that_is_left_alone_answers_what_waited_for_another() -> None:
+    two = Configuration(("n1", "n2"))
+    node = settled(two)
+    assert node.core.propose_change(Configuration(("n1",))) == 2
+    node.core.read(1)
+    answer(node, "n2")
+    assert (node.core.commit_height, node.core.configuration) == (3, Configuration(("n1",)))
+    node.core.read(2)
+    assert taken(node) == [ReadState(1, 1), ReadState(2, 3)]
+
+
+def test_what_has_its_echoes_since_fewer_are_needed_is_answered_with_the_next_heartbeat() -> None:
+    """No answer came that would have shown it: the joint state is left because a transfer was given up."""
+    node = settled(Configuration(("n1", "n2", "n3", "n4")))
+    assert node.core.propose_change(THREE) == 2
+    assert node.core.transfer("n2")
+    answer(node, "n2", "n3")
+    node.tick(10)
+    node.core.read(1)
+    node.step("n2", echo(only(node.take(), Append, "n2")[-1].round, height=2))
+    assert taken(node) == [], "two are a quorum of the three, and not of the four"
+    node.tick(12)
+    assert (node.core.last_height, node.core.commit_height, node.core.configuration) == (3, 2, THREE)
+    assert taken(node) == [ReadState(1, 2)]
 
 
 def test_alone_a_leader_needs_nobody() -> None:

@@ -93,7 +93,7 @@ def test_an_attempt_is_given_up_after_an_election_timeout() -> None:
         assert node.core.transferring
         node.tick()
         for other in ("n2", "n3"):
-            node.step(other, AppendReply(1, Answer.ACCEPTED, 1))
+            node.step(other, AppendReply(1, Answer.ACCEPTED, 1, binding=True))
         orders += len(only(node.take(), TimeoutNow, "n2"))
     assert (node.core.transferring, node.core.can_propose) == (False, True)
     assert orders == 1 + 19 // 2, "one at once, and one with each heartbeat, should it be lost"
@@ -103,7 +103,7 @@ def test_an_attempt_ends_when_the_target_stops() -> None:
     node = settled()
     node.core.propose(b"x")
     node.core.transfer("n2")
-    node.step("n2", AppendReply(1, Answer.ACCEPTED, 1, stopping=True))
+    node.step("n2", AppendReply(1, Answer.ACCEPTED, 1, stopping=True, binding=True))
     node.tick()
     assert not node.core.transferring
 
@@ -111,7 +111,7 @@ def test_an_attempt_ends_when_the_target_stops() -> None:
 @pytest.mark.parametrize("target", ["n1", "n4", "n9", None])
 def test_never_to_a_learner_a_stranger_or_oneself(target: str | None) -> None:
     node = settled(Configuration(("n1",), ("n4",)))
-    node.step("n4", AppendReply(1, Answer.ACCEPTED, 1))
+    node.step("n4", AppendReply(1, Answer.ACCEPTED, 1, binding=True))
     assert not node.core.transfer(target)
     assert not follower().core.transfer(target)
 
@@ -120,12 +120,12 @@ def test_never_to_a_silent_or_stopping_peer() -> None:
     node = elect(follower(configuration=FIVE))
     answer(node, "n2", "n3")
     assert not node.core.transfer("n4"), "it was never heard"
-    node.step("n2", AppendReply(1, Answer.ACCEPTED, 1, stopping=True))
+    node.step("n2", AppendReply(1, Answer.ACCEPTED, 1, stopping=True, binding=True))
     assert not node.core.transfer("n2")
     for _ in range(11):
         node.tick()
         for other in ("n2", "n5"):
-            node.step(other, AppendReply(1, Answer.ACCEPTED, 0, stopping=other == "n2"))
+            node.step(other, AppendReply(1, Answer.ACCEPTED, 0, stopping=other == "n2", binding=True))
     assert not node.core.transfer("n3"), "it was not heard lately"
     assert node.core.transfer()
     node.step("n5", accept(1, *node.log(), voter="n5"))
@@ -141,9 +141,19 @@ def test_the_best_voter_is_the_one_that_holds_most() -> None:
     assert only(node.take(), TimeoutNow, "n3") == [TimeoutNow(1)]
 
 
+def test_never_to_one_that_may_not_vote() -> None:
+    node = settled()
+    node.step("n2", AppendReply(1, Answer.ACCEPTED, 1, binding=False))
+    assert not node.core.transfer("n2")
+    assert node.core.transfer("n3")
+    node.step("n3", AppendReply(1, Answer.ACCEPTED, 1, binding=False))
+    node.tick()
+    assert not node.core.transferring, "it started anew meanwhile, and could not campaign"
+
+
 def test_the_joint_state_is_not_left_during_a_transfer_but_after_it() -> None:
     node = settled(WITH_LEARNER)
-    node.step("n4", AppendReply(1, Answer.ACCEPTED, 1))
+    node.step("n4", AppendReply(1, Answer.ACCEPTED, 1, binding=True))
     node.core.propose_change(Configuration(("n1", "n2", "n3", "n4")))
     assert node.core.transfer("n2")
     assert node.core.why_no_change(THREE) == "transfer_under_way"
@@ -152,7 +162,7 @@ def test_the_joint_state_is_not_left_during_a_transfer_but_after_it() -> None:
     for _ in range(20):
         node.tick()
         for other in ("n2", "n3"):
-            node.step(other, AppendReply(1, Answer.ACCEPTED, 2))
+            node.step(other, AppendReply(1, Answer.ACCEPTED, 2, binding=True))
     assert (node.core.transferring, node.core.last_height) == (False, 3)
 
 
@@ -204,16 +214,16 @@ def test_flow_control_counts_bytes_beside_messages() -> None:
     from consensus.ports import CoreSettings
 
     node = led(settings=CoreSettings("n1", append_bytes_max=4, inflight_bytes_max=10, inflight_messages_max=100))
-    node.step("n2", AppendReply(1, Answer.ACCEPTED, 1))
+    node.step("n2", AppendReply(1, Answer.ACCEPTED, 1, binding=True))
     node.take()
     for _ in range(6):
         node.core.propose(b"1234")
     node.pump()
     sent = [message.entries[0].height for message in only(node.take(), Append, "n2")]
     assert sent == [2, 3, 4], "the one that passes 10 bytes still goes"
-    node.step("n2", AppendReply(1, Answer.ACCEPTED, 2))
+    node.step("n2", AppendReply(1, Answer.ACCEPTED, 2, binding=True))
     assert [message.entries[0].height for message in only(node.take(), Append, "n2")] == [5]
     node.step("n2", conflict(1, rejected=5, height=2, hint_term=1))
     assert [message.entries[0].height for message in only(node.take(), Append, "n2")] == [3], "a probe, one at a time"
-    node.step("n2", AppendReply(1, Answer.ACCEPTED, 3))
+    node.step("n2", AppendReply(1, Answer.ACCEPTED, 3, binding=True))
     assert [message.entries[0].height for message in only(node.take(), Append, "n2")] == [4, 5, 6]

@@ -96,6 +96,23 @@ async def test_a_peer_that_restarts_is_dialled_again() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_peer_that_comes_is_dialled_at_once() -> None:
+    at_a, first, second = Recorder(), Recorder(), Recorder()
+    # Whoever waits this long does not come within the test's patience.
+    slow = replace(SETTINGS, redial_min_ms=600_000, redial_max_ms=600_000)
+    async with network("a", at_a, {"b": member("b")}, settings=slow) as a:
+        async with network("b", first, {"a": member("a", a.address)}) as b:
+            address = b.address
+            a.set_peers({"b": member("b", address)})
+            await at_a.until(lambda: at_a.connected)
+        async with network(
+            "b", second, {"a": member("a", a.address)}, settings=replace(SETTINGS, listen_port=address[1])
+        ):
+            await at_a.until(lambda: at_a.connected.count("b") == 2)
+            assert second.connected == ["a"]
+
+
+@pytest.mark.asyncio
 async def test_pins_given_before_it_listens_count_from_the_start() -> None:
     """As a daemon gives them, which reads them from its store."""
     at_a, at_b = Recorder(), Recorder()

@@ -6,7 +6,7 @@ from network.port import AcknowledgementShown, HeaderShown, Statements, VoteShow
 from tests.network.peers import SETTINGS, Recorder, member, network
 
 S, H = b"s" * 64, b"h" * 32
-OF_B = Statements(VoteShown(3, "a", S), AcknowledgementShown(3, 8, H, S), HeaderShown(b"header" * 2_000, S))
+OF_B = Statements(VoteShown(3, "a", S), AcknowledgementShown(3, 8, H, S), HeaderShown(b"header" * 2_000, S), 41)
 OF_A = Statements(vote=VoteShown(2, "b", S))
 
 

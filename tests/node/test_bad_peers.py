@@ -46,6 +46,7 @@ preset = "machine"
 genesis = "genesis"
 data_dir = "data"
 key_file = "node.key"
+found = true
 [peers]
 listen_port = 0
 [provider]

@@ -125,8 +125,12 @@ def test_every_reason_of_the_core_has_its_words() -> None:
         (Desk(sealed_height=4), "the vote at height 5 to be sealed"),
         (Desk(sealed_height=None), "the vote at height 5 to be sealed"),
         (Desk(Core(why=membership.LEARNER_BEHIND)), f"{LEARNER} to catch up: it is 5 blocks behind"),
+        (
+            Desk(Core(why=membership.LEARNER_MAY_NOT_VOTE, last_height=90), executed_height=90),
+            f"{LEARNER} to catch up: it is 86 blocks behind",
+        ),
     ],
-    ids=["nothing", "another leads", "nobody leads", "not sealed", "nothing is sealed", "behind"],
+    ids=["nothing", "another leads", "nobody leads", "not sealed", "nothing is sealed", "behind", "far behind"],
 )
 def test_what_it_waits_for(desk: Desk, said: str) -> None:
     desk.settle()

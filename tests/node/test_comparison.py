@@ -37,7 +37,7 @@ class Node:
     disk: Disk = DISK
     log: Log = field(default_factory=Log)
     others: set[str] = field(default_factory=lambda: {"b"})
-    compared: list[str] = field(default_factory=list)
+    compared: list[tuple[str, int]] = field(default_factory=list)
     forsworn: list[Forsworn] = field(default_factory=list)
     counted: list[str] = field(default_factory=list)
 
@@ -51,7 +51,7 @@ class Node:
             self.said,
             self.log,
             others=lambda: self.others,
-            compared=self.compared.append,
+            compared=lambda peer, height: self.compared.append((peer, height)),
             forswear=self.forsworn.append,
             count=self.counted.append,
         )
@@ -115,7 +115,7 @@ def test_who_is_shown_nothing_has_compared() -> None:
 def test_what_the_disk_knows_or_has_passed(shown: object) -> None:
     node = Node()
     assert node.shown(shown) == "fine"
-    assert node.compared == ["b"]
+    assert node.compared == [("b", 0)]
 
 
 @pytest.mark.parametrize(
@@ -193,23 +193,23 @@ class TestAnEarlierAcknowledgementAboveTheLog:
         assert node.shown(acknowledgement(4, 41)) == "later"
         node.log.durable_height = 41
         node.comparison.log_moved()
-        assert node.compared == ["b"]
+        assert node.compared == [("b", 0)]
         node.comparison.log_moved()
-        assert node.compared == ["b"]
+        assert node.compared == [("b", 0)]
 
     def test_or_until_it_is_certified_that_high(self) -> None:
         node = Node()
         assert node.shown(acknowledgement(4, 41)) == "later"
         node.log.commit_height = 41
         node.comparison.log_moved()
-        assert node.compared == ["b"]
+        assert node.compared == [("b", 0)]
 
     def test_or_until_a_later_term_s_block_is_there(self) -> None:
         node = Node()
         assert node.shown(acknowledgement(4, 45)) == "later"
         node.log.term = 5
         node.comparison.log_moved()
-        assert node.compared == ["b"]
+        assert node.compared == [("b", 0)]
 
     def test_each_peer_waits_for_what_it_showed(self) -> None:
         node = Node()
@@ -217,7 +217,7 @@ class TestAnEarlierAcknowledgementAboveTheLog:
         assert node.shown(acknowledgement(4, 50), peer="c") == "later"
         node.log.durable_height = 45
         node.comparison.log_moved()
-        assert node.compared == ["b"]
+        assert node.compared == [("b", 0)]
 
     def test_unless_a_certificate_shows_it(self) -> None:
         """Nothing replaces what is certified: an honest log still holds it."""
@@ -245,6 +245,16 @@ def test_the_memory_of_what_was_signed_is_bounded(monkeypatch: pytest.MonkeyPatc
     assert node.shown(vote(5, "c")) == node.shown(vote(7, "b")) == node.shown(vote(9, "c")) == "beyond"
 
 
+def test_it_counts_from_where_the_peer_has_certified_blocks() -> None:
+    node = Node()
+    node.comparison.shown("b", Statements(certified_height=44))
+    node.comparison.shown("b", Statements(acknowledgement=acknowledgement(4, 41), certified_height=46))
+    assert node.compared == [("b", 44)]
+    node.log.durable_height = 41
+    node.comparison.log_moved()
+    assert node.compared == [("b", 44), ("b", 46)], "as it said when it connected again"
+
+
 class TestWhoIsWaitedFor:
     """Who remembers may answer later than who does not."""
 
@@ -252,14 +262,14 @@ class TestWhoIsWaitedFor:
         node = Node(others={"b", "c"})
         assert node.shown(peer="b") == "later"
         assert node.shown(peer="c") == "fine"
-        assert node.compared == ["b", "c"]
+        assert node.compared == [("b", 0), ("c", 0)]
 
     def test_until_the_grace_is_over(self) -> None:
         node = Node(others={"b", "c"})
         node.shown(peer="b")
         assert node.compared == []
         node.comparison.end_grace()
-        assert node.compared == ["b"]
+        assert node.compared == [("b", 0)]
         assert node.shown(peer="c") == "fine"
 
     def test_who_has_no_vote_is_not(self) -> None:
@@ -274,7 +284,7 @@ class TestWhoIsWaitedFor:
         before = len(node.compared)
         node.others = {"b", "d"}
         node.comparison.tell()
-        assert node.compared[before:] == ["b", "d"]
+        assert node.compared[before:] == [("b", 0), ("d", 0)]
 
     def test_one_that_shows_what_was_forgotten_ends_it(self) -> None:
         node = Node(others={"b", "c"})
@@ -295,14 +305,14 @@ class TestHoldings:
         for term, height in ((3, 9), (4, 2), (4, 7), (4, 5)):
             holdings.acknowledgement("b", term, height, HASH, b"a%d" % height)
             holdings.header("b", term, height, b"h%d" % height, b"s")
-        assert holdings.shown_to("b") == Statements(
-            VoteShown(5, "a", b"v5"), AcknowledgementShown(4, 7, HASH, b"a7"), HeaderShown(b"h7", b"s")
+        assert holdings.shown_to("b", 41) == Statements(
+            VoteShown(5, "a", b"v5"), AcknowledgementShown(4, 7, HASH, b"a7"), HeaderShown(b"h7", b"s"), 41
         )
-        assert holdings.shown_to("c") == Statements()
+        assert holdings.shown_to("c", 41) == Statements(certified_height=41)
         assert [vote.term for _, vote in kept] == [3, 5]
 
     def test_stored_votes_are_held_after_a_restart(self) -> None:
         holdings, kept = self.holdings(HeldVote("a", PROMISES_FORMAT, "b", b"v", 4))
         holdings.vote("b", 3, "a", b"older")
-        assert holdings.shown_to("b").vote == VoteShown(4, "a", b"v")
+        assert holdings.shown_to("b", 41).vote == VoteShown(4, "a", b"v")
         assert kept == []

@@ -141,7 +141,7 @@ def test_what_the_file_says_wins_over_the_preset() -> None:
         (REQUIRED + '[peers.addresses]\nb = "nowhere"\n', "peers.addresses", '"host:port"'),
         (REQUIRED + '[peers.addresses]\nB = "b:1"\n', "peers.addresses", '"host:port"'),
         (REQUIRED + '[peers.certificates]\nb = "b.crt"\n', "peers.certificates", "peers.addresses has too"),
-        (REQUIRED + '[peers.certificates]\nb = 1\n', "peers.certificates", "a PEM file"),
+        (REQUIRED + "[peers.certificates]\nb = 1\n", "peers.certificates", "a PEM file"),
         ("peers = 3\n" + REQUIRED, "peers", "is 3; expected `object`"),
         (REQUIRED + "[consensus]\nheartbeat_ms = 300\n", "consensus.heartbeat_ms", "is 300; expected at most"),
         (REQUIRED + "[consensus]\nheartbeat_ms = 60\n", "consensus.heartbeat_ms", "expected a multiple of"),

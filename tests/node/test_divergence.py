@@ -20,7 +20,7 @@ def diverge(member: Member) -> None:
 
     def roots(height: int) -> Roots:
         found = honest(height)
-        return found._replace(state=bytes(32)) if height >= first else found
+        return found._replace(state=b"\1" * 32) if height >= first else found
 
     executed.roots = roots  # type: ignore[method-assign]
 

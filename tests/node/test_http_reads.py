@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import msgpack
 import msgspec
@@ -58,7 +59,7 @@ async def test_a_saved_receipt_is_put_under_the_newest_seal(recorded: Port, medi
     store.prune(store.prunable(2))
     assert await recorded.problem("GET", f"/v1/transactions/{tx_id}/receipt") == "pruned"
 
-    def body(receipt: bytes) -> dict[str, object]:
+    def body(receipt: bytes) -> dict[str, Any]:
         packed = {"receipt": receipt if media == MSGPACK else base64.b64encode(receipt).decode()}
         data = msgpack.packb(packed) if media == MSGPACK else json.dumps(packed)
         return {"data": data, "headers": {"Content-Type": media, "Accept": MSGPACK}}
@@ -71,9 +72,9 @@ async def test_a_saved_receipt_is_put_under_the_newest_seal(recorded: Port, medi
     assert await recorded.problem("POST", "/v1/receipts/extend", **body(b"\x80")) == "bad_structure"
     foreign = saved.replace(before.block, b"x" * 32)
     assert await recorded.problem("POST", "/v1/receipts/extend", **body(foreign)) == "bad_receipt"
-    text = {"data": saved, "headers": {"Content-Type": "text/plain"}}
+    text: dict[str, Any] = {"data": saved, "headers": {"Content-Type": "text/plain"}}
     assert await recorded.problem("POST", "/v1/receipts/extend", **text) == "unsupported_media_type"
-    empty = {"data": b"", "headers": {"Content-Type": media}}
+    empty: dict[str, Any] = {"data": b"", "headers": {"Content-Type": media}}
     assert await recorded.problem("POST", "/v1/receipts/extend", **empty) == "bad_request"
 
 

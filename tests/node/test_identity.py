@@ -4,23 +4,31 @@ from pathlib import Path
 
 import pytest
 
+from ledger.genesis import Genesis
 from ledger.keys import sha256
 from ledger.node_cert import certificate_pem, key_pem, make_certificate
-from node.config import Config, ConfigError, parse_config
+from node.config import Config, ConfigError, load_config
 from node.daemon import identify, read_certificates
 from tests.node.cluster import hospital, make_genesis, node_seed
 
 GENESIS = make_genesis(2)
 
 
-def configured(folder: Path, seed: bytes, node_id: str | None = None, more: str = "") -> Config:
-    (folder / "genesis.json").write_text(GENESIS.to_json())
+def write_identity(folder: Path, genesis: Genesis, seed: bytes, node_id: str | None = None, more: str = "") -> Path:
+    """Genesis, key and configuration of a node; the path of the last."""
+    (folder / "genesis.json").write_text(genesis.to_json())
     key_file = folder / "node.key"
     key_file.touch(mode=0o600)
     key_file.write_bytes(key_pem(seed, None))
     named = "" if node_id is None else f'id = "{node_id}"\n'
     text = f'[node]\ngenesis = "genesis.json"\ndata_dir = "data"\nkey_file = "node.key"\n{named}{more}'
-    return parse_config(text, folder)
+    path = folder / "node.toml"
+    path.write_text(text)
+    return path
+
+
+def configured(folder: Path, seed: bytes, node_id: str | None = None, more: str = "") -> Config:
+    return load_config(write_identity(folder, GENESIS, seed, node_id, more))
 
 
 @pytest.mark.parametrize("node_id", [None, hospital(1)])

@@ -43,6 +43,10 @@ def may_vote(cluster: Cluster, node_id: str) -> bool:
     return cluster.members[node_id].running.driver.core.may_vote
 
 
+async def trusted(cluster: Cluster, *node_ids: str) -> None:
+    await cluster.until(lambda: all(may_vote(cluster, node_id) for node_id in node_ids))
+
+
 def knows(cluster: Cluster, node_id: str, name: str) -> bool:
     return cluster.members[node_id].running.backend.state(identity.account_path(account_of(name))) is not None
 
@@ -100,8 +104,8 @@ async def test_an_emptied_disk_elects_nobody_who_lacks_what_it_had_a_part_in(for
             await cluster.until(lambda: cluster.leader() is not None, timeout_s=2.0)
 
         await cluster.start(kept)
+        await cluster.until(lambda: all(knows(cluster, node_id, "eve") for node_id in cluster.members))
         await settle(cluster)
-        assert all(knows(cluster, node_id, "eve") for node_id in cluster.members)
         assert cluster.leader() != lost
         view = cluster.members[lost].running.backend
         assert view.network().amnesia
@@ -151,13 +155,13 @@ async def test_who_voted_is_remembered_by_whom_it_voted_for_also_over_a_restart(
         await cluster.until(lambda: cluster.leader() is not None)
         leader = await leader_of(cluster)
         held = cluster.members[leader].running._holdings
-        voters = [node_id for node_id in cluster.members if held.shown_to(node_id).vote is not None]
+        voters = [node_id for node_id in cluster.members if held.shown_to(node_id, 0).vote is not None]
         assert voters
-        vote = held.shown_to(voters[0]).vote
+        vote = held.shown_to(voters[0], 0).vote
         await settle(cluster)
         await cluster.kill(*cluster.members)
         await cluster.start(leader)
-        assert cluster.members[leader].running._holdings.shown_to(voters[0]).vote == vote
+        assert cluster.members[leader].running._holdings.shown_to(voters[0], 0).vote == vote
         await with_another_disk(cluster, voters[0], PowerLossDisk())
         assert amnesiac(cluster, voters[0])
 
@@ -226,7 +230,7 @@ async def test_a_forged_statement_takes_nobody_s_vote() -> None:
 
 
 class TestPlainRestarts:
-    """Nobody waits for more than to be connected: no tick passes between that and the right to vote."""
+    """Nobody waits for more than to be connected, and to hold again the certificates that its disk had not kept."""
 
     @pytest.mark.asyncio
     async def test_of_one(self) -> None:
@@ -235,7 +239,7 @@ class TestPlainRestarts:
             for node_id in cluster.members:
                 await cluster.kill(node_id)
                 await cluster.start(node_id)
-                assert may_vote(cluster, node_id)
+                await trusted(cluster, node_id)
                 await enrol(cluster, node_id, f"after-{node_id}")
             assert not any(amnesiac(cluster, node_id) for node_id in cluster.members)
 
@@ -256,7 +260,7 @@ class TestPlainRestarts:
                 await cluster.kill(*cluster.members)
                 for node_id in cluster.members:
                     await cluster.start(node_id)
-                assert all(may_vote(cluster, node_id) for node_id in cluster.members)
+                await trusted(cluster, *cluster.members)
                 await enrol(cluster, await leader_of(cluster), f"turn-{turn}")
             assert not any(amnesiac(cluster, node_id) for node_id in cluster.members)
 

@@ -31,6 +31,7 @@ SETTINGS = SnapshotSettings(interval_blocks=10, keep_blocks=5)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No patience between questions, chunks of a few records, and a window of ids of no time at all."""
     monkeypatch.setattr(catchup, "RETRY_S", 0.01)
+    monkeypatch.setattr("node.bodies.BEGIN_S", 0)
     monkeypatch.setattr("storage.snapshot.WINDOW_MS", 0)
     monkeypatch.setattr("storage.snapshot.CHUNK_BYTES", 2048)
 

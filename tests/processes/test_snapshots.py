@@ -9,7 +9,7 @@ import pytest
 from carequorum.client import Client
 from carequorum.devnet import create
 from storage.check import check_path
-from tests.processes.hospitals import enrol, log_of, settled, started, urls_from
+from tests.processes.hospitals import SETTLE_TIMEOUT_S, enrol, log_of, settled, started, urls_from
 
 pytestmark = pytest.mark.processes
 
@@ -34,6 +34,10 @@ async def test_an_empty_node_starts_on_a_snapshot_and_holds_everything(tmp_path:
                 for _ in range(RECORDS)
             ]
         await asyncio.to_thread(network.start, [late])
+        async with asyncio.timeout(SETTLE_TIMEOUT_S):
+            # The leader sends it blocks meanwhile, so that it may have them all before it starts again.
+            while "starting again on a snapshot" not in {line["event"] for line in log_of(network, late)}:  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.1)
         await settled(network)
         events = [line["event"] for line in log_of(network, late)]
         begun = events.index("fetching a snapshot")
@@ -43,9 +47,10 @@ async def test_an_empty_node_starts_on_a_snapshot_and_holds_everything(tmp_path:
             found = await client.records(bytes(32), limit=RECORDS)
             assert len(found) == RECORDS
             await client.receipt(added[0].committed.id)
-            async with asyncio.timeout(30):
-                while "bodies fetched" not in {line["event"] for line in log_of(network, late)}:
-                    await asyncio.sleep(0.1)
+            for _ in range(300):
+                if "bodies fetched" in {line["event"] for line in log_of(network, late)}:
+                    break
+                await asyncio.sleep(0.1)
             await client.open_record(added[0].record)
         ended = await asyncio.to_thread(network.stop, network.nodes)
         assert {each.code for each in ended.values() if each} == {0}

@@ -412,9 +412,9 @@ def _compact(play: Play, words: list[str]) -> None:
 
 
 def _compared(play: Play, words: list[str]) -> None:
-    """compared n1 n2: n1 and n2 showed each other what they hold, and it agreed."""
-    name, peer = words
-    play.stage.act(name, lambda core: core.compared(peer), "compared", peer=peer)
+    """compared n1 n2 [HEIGHT]: n2, which had certified blocks up to HEIGHT (0), showed n1 nothing that n1 forgot."""
+    name, peer, height = words[0], words[1], int((words[2:] or ["0"])[0])
+    play.stage.act(name, lambda core: core.compared(peer, height), "compared", peer=peer, height=height)
 
 
 def _forswear(play: Play, words: list[str]) -> None:

@@ -109,6 +109,7 @@ def _append_reply(stage: Stage, fields: Fields) -> Message:
         Reason(fields.pop("reason", "")),
         int(fields.pop("round", "0")),
         fields.pop("stopping", "no") == "yes",
+        fields.pop("binding", "yes") == "yes",
     )
 
 

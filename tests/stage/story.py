@@ -51,7 +51,8 @@ def _append(message: Append, labels: Labels) -> str:
 
 
 def _append_reply(message: AppendReply, labels: Labels) -> str:
-    head = f"AppendReply term {message.term}: {'stopping, ' if message.stopping else ''}{message.answer.value}"
+    standing = ("stopping, " if message.stopping else "") + ("" if message.binding else "may not vote, ")
+    head = f"AppendReply term {message.term}: {standing}{message.answer.value}"
     if message.answer is Answer.ACCEPTED:
         acks = " ".join(label(labels, ack.hash) for ack in message.acknowledgements)
         return f"{head} to {message.height}" + (f", acknowledges {acks}" if acks else "")

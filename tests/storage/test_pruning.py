@@ -152,3 +152,23 @@ def test_an_installed_store_checks_and_prunes(tmp_path: Path) -> None:
     assert prune(span.store, 50) == kept.manifest.base, "no block of these came with its certificate"
     assert prune(span.store, 70) == 70
     assert checked(disk).problems == []
+
+
+def test_who_forgot_an_id_answers_as_who_did_not() -> None:
+    """An old transaction that a leader puts into a block again settles nothing, remembered or not."""
+    kept, pruned = Span(minutes=30), Span(minutes=30)
+    assert prune(pruned.store, 10) == 10
+    codes = set()
+    for span, known in ((kept, 4), (pruned, None)):
+        old, young = span.transactions[3], span.transactions[28]
+        place = span.store.tx_status(old.id)
+        assert (place.height if place else None) == known
+        span.run(1)
+        later = NOW_MS + (span.minute + 5) * MINUTE_MS
+        commit = span.chain.add(old, young, time_ms=later)
+        codes.add(tuple(result.code for result in commit.results))
+        place = span.store.tx_status(old.id)
+        assert (place.height if place else None) == known, "as before"
+        assert (span.store.tx_status(young.id) or place).height == 29  # type: ignore[union-attr]
+        assert checked(span.disk).problems == []
+    assert len(codes) == 1

@@ -108,6 +108,13 @@ class Holdings:
             states.append((last, term, vote))
         return states
 
+    def disk_after(self, batches: int) -> dict[int, Block]:
+        """What the disk holds once the first `batches` of those on their way are on it."""
+        disk, last = dict(self.disk), self.disk_last
+        for write in list(self.writes)[:batches]:
+            last = _apply(disk, last, write)
+        return disk
+
     def restart(self, given: Json, batches: int) -> None:
         """Memory is gone; the disk kept the first `batches` of what was on its way."""
         for write in list(self.writes)[:batches]:

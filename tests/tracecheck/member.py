@@ -76,25 +76,26 @@ class Member:
             outgoing.judge(self, before, receiver, message)
             self.facts.sends(self.name, receiver, message)
         self._judge_reads(given, left["reads"])
+        self._trust()
         if given["kind"] == "disk_failed":
             self.failed = True
 
     # start
 
     def _start(self, given: Json) -> None:
-        if self.held is None or given["base"][0] > self.holdings.disk_last:
-            # Its first run, or over a snapshot: what lies below is taken as it is said.
+        if self.held is None or self._is_snapshot(given):
+            # What lies below is taken as it is said.
             self.held = Holdings(given)
         else:
             states = self.held.possible_disks()
             found = (given["last_height"], given["term"], given["vote"])
             self.require(found in states, f"its disk holds {found}, which was not handed to it: {states}")
-            self.held.restart(given, states.index(found))
-            kept = [self.held.log.get(block.height, block) for block in blocks(given["blocks"])]
-            self.require(kept == blocks(given["blocks"]), "its disk holds other blocks than were handed to it")
+            batches = [n for n, state in enumerate(states) if state == found and self._agrees(given, n)]
+            self.require(bool(batches), "its disk holds other blocks than were handed to it")
+            self.held.restart(given, batches[0])
         self.role, self.leader, self.failed = "follower", None, False
         self.must_compare, self.forsworn = given["must_compare"], given["forsworn"]
-        self.compared: set[str] = set()
+        self.compared: dict[str, int] = {}
         self.known: dict[int, Certificate] = {}
         stored = certificate(given["certificate"])
         self.commit = given["base"][0]
@@ -109,6 +110,16 @@ class Member:
         self.foreseen_last: set[str] = set()
         self._forget_role()
         self._forget_term()
+
+    def _agrees(self, given: Json, batches: int) -> bool:
+        disk = self.holdings.disk_after(batches)
+        return all(disk.get(block.height, block) == block for block in blocks(given["blocks"]))
+
+    def _is_snapshot(self, given: Json) -> bool:
+        """Whether the disk was replaced by a snapshot: beyond all that was handed to it, and certified whole."""
+        found = certificate(given["certificate"])
+        furthest = max(last for last, _, _ in self.holdings.possible_disks())
+        return found is not None and found.height == given["last_height"] > furthest
 
     def _forget_role(self) -> None:
         self.granted: set[str] = set()
@@ -128,8 +139,16 @@ class Member:
 
     @property
     def may_vote(self) -> bool:
-        compared = not self.must_compare or raft.quorum(self.holdings.configuration, self.compared | {self.name})
-        return compared and not self.forsworn
+        self._trust()
+        return not self.must_compare and not self.forsworn
+
+    def _trust(self) -> None:
+        """Once it compared with a quorum, what it forgot was said before: no later configuration asks for more, and
+        no peer that names a greater height when it connects again.
+        """
+        reached = {peer for peer, height in self.compared.items() if height <= self.commit} | {self.name}
+        if self.must_compare and raft.quorum(self.holdings.configuration, reached):
+            self.must_compare = False
 
     # what an input says
 
@@ -146,7 +165,7 @@ class Member:
             self.holdings.persisted(given["seq"])
             self._sign_own()
         elif kind == "compared":
-            self.compared.add(given["peer"])
+            self.compared[given["peer"]] = given["height"]
         elif kind == "forswear":
             self.forsworn = True
         elif kind == "read":
@@ -193,9 +212,9 @@ class Member:
     def _hear_reply(self, sender: str, message: Json) -> None:
         if message["answer"] == "accepted":
             self.matched[sender] = max(self.matched.get(sender, 0), message["height"])
-        self.echoes[sender] = max(self.echoes.get(sender, 0), message["round"])
-        if message["stopping"]:
-            self.stopping.add(sender)
+        if message["binding"]:
+            self.echoes[sender] = max(self.echoes.get(sender, 0), message["round"])
+        (self.stopping.add if message["stopping"] else self.stopping.discard)(sender)
         for height, block in message["acknowledges"]:
             self.facts.heard.append((self.line, sender, message["term"], height, block))
             self._count(sender, height, block)
@@ -376,7 +395,9 @@ class Member:
     def _judge_follower(self, before: Moment, given: Json, leader: str | None) -> None:
         same = before.role == "follower" and before.term == self.holdings.term
         if leader is None:
-            self.require(not same or before.leader is None or given["kind"] == "disk_failed", "a leader is forgotten")
+            # Who may not campaign forgets, as an election timeout passes, a leader that it hears no more.
+            may_forget = given["kind"] in ("disk_failed", "tick")
+            self.require(not same or before.leader is None or may_forget, "a leader is forgotten")
         elif not same or leader != before.leader:
             heard = given["kind"] in ("message", "refuse") and given["message"]["kind"] == "Append"
             self.require(heard and given["from"] == leader, "a leader is followed who was not heard")

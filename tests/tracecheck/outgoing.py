@@ -84,17 +84,23 @@ def _append(member: Member, before: Moment, receiver: str, message: Json) -> Non
     member.round_sent = max(member.round_sent, message["round"])
 
 
+def _leads(member: Member, receiver: str, message: Json) -> bool:
+    """What waited for the disk may leave after its leader was given up as silent."""
+    return receiver == (member.leader or member.facts.leaders.get(message["term"]))
+
+
 def _append_reply(member: Member, before: Moment, receiver: str, message: Json) -> None:
     held = member.holdings
     member.require(message["term"] == held.disk_term, "an answer in another term")
     member.require(message["round"] <= member.round_heard, "an echo of a round that was not heard")
+    member.require(member.may_vote or not message["binding"], "an answer of who must not vote claims to bind")
     if message["answer"] == "conflict":
         if message["rejected"]:
             member.require(message["height"] < message["rejected"], "a conflict points upwards")
             known = held.term_at(message["height"])
             member.require(known in (None, message["hint"]), "a conflict hints at a wrong term")
         return
-    member.require(member.leader == receiver, "blocks are answered for to who does not lead")
+    member.require(_leads(member, receiver, message), "blocks are answered for to who does not lead")
     if message["answer"] == "refused":
         return
     verified = max(member.verified, member.commit)
@@ -120,7 +126,7 @@ def _timeout_now(member: Member, before: Moment, receiver: str, message: Json) -
 
 
 def _read_index(member: Member, before: Moment, receiver: str, message: Json) -> None:
-    member.require(member.leader == receiver, "a read is asked of who does not lead")
+    member.require(_leads(member, receiver, message), "a read is asked of who does not lead")
 
 
 def _read_index_reply(member: Member, before: Moment, receiver: str, message: Json) -> None:

@@ -86,8 +86,8 @@ class TracedCore(RaftCore):
     def read(self, token: int) -> None:
         self._traced(partial(super().read, token), "read", token=token)
 
-    def compared(self, peer: NodeId) -> None:
-        self._traced(partial(super().compared, peer), "compared", peer=peer)
+    def compared(self, peer: NodeId, height: int) -> None:
+        self._traced(partial(super().compared, peer, height), "compared", peer=peer, height=height)
 
     def forswear(self) -> None:
         self._traced(super().forswear, "forswear")

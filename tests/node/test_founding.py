@@ -1,0 +1,42 @@
+"""The only voter of a genesis begins a network when it is told to, and never by itself on an emptied disk."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from consensus.messages import HardState
+from node.config import ConfigError
+from node.daemon import EXIT_CONFIGURATION, main
+from node.founding import check_founding
+from storage.store import Store
+from tests.fakes.disk import PowerLossDisk
+from tests.node.cluster import hospital, make_genesis, node_seed
+from tests.node.test_identity import write_identity
+
+ONE, TWO = make_genesis(1), make_genesis(2)
+
+
+def test_an_empty_store_of_the_only_voter_needs_to_be_told() -> None:
+    store = Store(PowerLossDisk().open(), ONE)
+    with pytest.raises(ConfigError, match="vote it out") as caught:
+        check_founding(ONE, hospital(0), store, found=False)
+    assert caught.value.path == "node.found"
+    check_founding(ONE, hospital(0), store, found=True)
+
+
+def test_nobody_else_does() -> None:
+    check_founding(TWO, hospital(0), Store(PowerLossDisk().open(), TWO), found=False)
+    check_founding(ONE, "joiner", Store(PowerLossDisk().open(), ONE), found=False)
+
+
+def test_what_it_has_begun_it_goes_on_with() -> None:
+    store = Store(PowerLossDisk().open(), ONE)
+    store.persist(None, (), {}, HardState(1, hospital(0)))
+    check_founding(ONE, hospital(0), store, found=False)
+
+
+def test_the_daemon_ends_with_2_and_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_identity(tmp_path, ONE, node_seed(0))
+    assert main(path, asyncio.run) == EXIT_CONFIGURATION
+    assert "node.found" in capfd.readouterr().err
