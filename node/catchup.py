@@ -32,7 +32,6 @@ _log = structlog.get_logger(__name__)
 RANGE_BYTES_MAX = 256 * 1024
 BODIES_BYTES_MAX = 32 * 1024 * 1024
 RETRY_S = 0.2
-NOBODY_S = 0.02
 STALL_S = 1.0
 # How often a node that hears no leader asks its peers whether there are blocks that it has not.
 LEADERLESS_S = 1.0
@@ -126,11 +125,8 @@ class CatchUp:
                 if self._wants_snapshot() and await self._ask_for_snapshot():
                     return
                 peers = self._peers()
-                if not peers:
-                    # Whose word woke this node may be connected one way only, for a moment.
-                    await asyncio.sleep(NOBODY_S)
-                    continue
-                if await self._advance(peers[self._turn % len(peers)]):
+                peer = peers[self._turn % len(peers)] if peers else None
+                if peer is not None and await self._advance(peer):
                     self._vain, self._pruned = 0, False
                 else:
                     self._turn += 1
