@@ -92,6 +92,11 @@ class CatchUp:
         self._range_bytes = RANGE_BYTES_MAX
         self._complained = ("", "")
         self._work = asyncio.Event()
+        self._met = asyncio.Event()
+
+    def met(self) -> None:
+        """A peer is connected."""
+        self._met.set()
 
     def notice(self, certified_height: int) -> None:
         """A verified certificate at this height exists."""
@@ -132,8 +137,19 @@ class CatchUp:
                     self._turn += 1
                     self._vain += 1
                     self._hint_tries -= 1
-                    # Nobody had it, or the one asked failed: ask the next, without spinning.
-                    await asyncio.sleep(RETRY_S)
+                    await self._pause(for_somebody=not peers)
+
+    async def _pause(self, *, for_somebody: bool) -> None:
+        """Nobody had it, or the one asked failed: the next is asked, without spinning. Where there was nobody to ask,
+        whoever connects ends the pause.
+        """
+        if not for_somebody:
+            await asyncio.sleep(RETRY_S)
+            return
+        self._met.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_S):
+                await self._met.wait()
 
     def _wants_snapshot(self) -> bool:
         """An empty node that is far behind, if it may; and one whose next blocks no peer has, and one had."""

@@ -46,6 +46,7 @@ def logs(settings: LoggingSection) -> Iterator[None]:
             ],
         )
     )
+    configured_before = structlog.get_config()
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -67,6 +68,7 @@ def logs(settings: LoggingSection) -> Iterator[None]:
     finally:
         root.handlers[:] = before
         root.setLevel(level_before)
+        structlog.configure(**configured_before)
         handler.close()
 
 

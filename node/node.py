@@ -346,7 +346,7 @@ class Node:
             store,
             now_ms=self._now_ms,
             admitted=self._admitted,
-            connected=lambda peer: _log.info("peer connected", peer=peer),
+            connected=self._connected,
             removed=self._standing.dismissed,
             statements_of=lambda peer: self._holdings.shown_to(peer, core.commit_height),
             shown=self._comparison.shown,
@@ -371,7 +371,7 @@ class Node:
             certificate_holds=intake.certificate_holds,
             fetch_blocks=self.network.fetch_blocks,
             fetch_bodies=self.network.fetch_bodies,
-            peers=lambda: [peer for peer, status in self.network.peers().items() if status.sending],
+            peers=self._askable,
             executed=self.executor.executed,
             begins_with_snapshot=self._places is not None and self._places.settings.join == "snapshot",
             from_snapshot=None if self.joining is None else self.joining.attempt,
@@ -405,10 +405,6 @@ class Node:
         self.missing_bodies: MissingBodies | None = None
         if self._places is None:
             return
-
-        def peers() -> list[str]:
-            return [peer for peer, status in self.network.peers().items() if status.sending]
-
         self.snapshots = Snapshots(
             self._genesis,
             self._store,
@@ -426,7 +422,7 @@ class Node:
             fetch_chunk=self.network.fetch_chunk,
             fetch_blocks=self.network.fetch_blocks,
             fetch_bodies=self.network.fetch_bodies,
-            peers=peers,
+            peers=self._askable,
             fresh=self._places.fresh,
             ready=self.driver.fail,
         )
@@ -434,7 +430,7 @@ class Node:
             self._store,
             self._places.kv,
             fetch=self.network.fetch_bodies,
-            peers=peers,
+            peers=self._askable,
             in_writer=self._in_writer,
             complete=self.snapshots.have_all_bodies,
         )
@@ -481,6 +477,14 @@ class Node:
         self.metrics.pool_transactions.set(len(self.pool))
         self.metrics.pool_bytes.set(self.pool.size)
         self.proposer.consider()
+
+    def _connected(self, peer: str) -> None:
+        _log.info("peer connected", peer=peer)
+        self.catch_up.met()
+
+    def _askable(self) -> list[str]:
+        """Who can be asked, and can answer."""
+        return [peer for peer, status in self.network.peers().items() if status.sending and status.receiving]
 
     def _compared(self, peer: str, height: int) -> None:
         """A peer that has certified blocks up to `height` showed nothing that this node forgot."""
