@@ -13,7 +13,7 @@ from tests.sim.node import ELECTION_TICKS_MAX
 # For how long the moment is waited for at which a disk may be exchanged.
 DOOM_STEPS = 1_200
 # Every so many steps a backup is taken of every disk, and later one disk is doomed.
-PERIOD_STEPS, BACKUP_STEP, DOOM_STEP = 2_500, 600, 1_200
+PERIOD_STEPS, BACKUP_STEP, DOOM_STEP = 1_300, 300, 600
 
 if TYPE_CHECKING:
     from tests.sim.simulation import Simulation
@@ -85,7 +85,7 @@ class Mishaps:
         run.crash(name)
         run.network.forget(name)
         backup = self._backups.get(name)
-        restored = backup is not None and self._chance.random() < 0.6
+        restored = backup is not None and self._chance.random() < 0.52
         content = backup if restored and backup is not None else {}
         run.counts["disk restored" if restored else "disk wiped"] += 1
         run.disks[name].replace(content)
