@@ -32,6 +32,7 @@ _log = structlog.get_logger(__name__)
 RANGE_BYTES_MAX = 256 * 1024
 BODIES_BYTES_MAX = 32 * 1024 * 1024
 RETRY_S = 0.2
+NOBODY_S = 0.02
 STALL_S = 1.0
 # How often a node that hears no leader asks its peers whether there are blocks that it has not.
 LEADERLESS_S = 1.0
@@ -92,11 +93,6 @@ class CatchUp:
         self._range_bytes = RANGE_BYTES_MAX
         self._complained = ("", "")
         self._work = asyncio.Event()
-        self._met = asyncio.Event()
-
-    def met(self) -> None:
-        """A peer is connected."""
-        self._met.set()
 
     def notice(self, certified_height: int) -> None:
         """A verified certificate at this height exists."""
@@ -130,26 +126,17 @@ class CatchUp:
                 if self._wants_snapshot() and await self._ask_for_snapshot():
                     return
                 peers = self._peers()
-                peer = peers[self._turn % len(peers)] if peers else None
-                if peer is not None and await self._advance(peer):
+                if not peers:
+                    # Connections come up one way at a time; this one waits for nothing else.
+                    await asyncio.sleep(NOBODY_S)
+                elif await self._advance(peers[self._turn % len(peers)]):
                     self._vain, self._pruned = 0, False
                 else:
                     self._turn += 1
                     self._vain += 1
                     self._hint_tries -= 1
-                    await self._pause(for_somebody=not peers)
-
-    async def _pause(self, *, for_somebody: bool) -> None:
-        """Nobody had it, or the one asked failed: the next is asked, without spinning. Where there was nobody to ask,
-        whoever connects ends the pause.
-        """
-        if not for_somebody:
-            await asyncio.sleep(RETRY_S)
-            return
-        self._met.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RETRY_S):
-                await self._met.wait()
+                    # It had nothing, or failed: ask the next, without spinning.
+                    await asyncio.sleep(RETRY_S)
 
     def _wants_snapshot(self) -> bool:
         """An empty node that is far behind, if it may; and one whose next blocks no peer has, and one had."""

@@ -336,6 +336,7 @@ class Node:
             read=store.get,
             executed=lambda tx_id: store.tx_status(tx_id) is not None,
             logged=lambda tx_id: tx_id in self.tail,
+            known_since_ms=lambda: store.known_since_ms,
             now_ms=self._now_ms,
             block_time_ms=self._block_time_ms,
         )
@@ -346,7 +347,7 @@ class Node:
             store,
             now_ms=self._now_ms,
             admitted=self._admitted,
-            connected=self._connected,
+            connected=lambda peer: _log.info("peer connected", peer=peer),
             removed=self._standing.dismissed,
             statements_of=lambda peer: self._holdings.shown_to(peer, core.commit_height),
             shown=self._comparison.shown,
@@ -477,10 +478,6 @@ class Node:
         self.metrics.pool_transactions.set(len(self.pool))
         self.metrics.pool_bytes.set(self.pool.size)
         self.proposer.consider()
-
-    def _connected(self, peer: str) -> None:
-        _log.info("peer connected", peer=peer)
-        self.catch_up.met()
 
     def _askable(self) -> list[str]:
         """Who can be asked, and can answer."""

@@ -33,11 +33,11 @@ COMPACTED_PARTS = 16
 Height = Annotated[int, Meta(ge=0, le=2**53)]
 
 
-class BaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The block below the first one kept; genesis at first, which has no header.
 
     Heights up to `swept` are deleted, those up to `height` are being deleted. Blocks up to `bodiless` came without
-    their bodies.
+    their bodies. The store began as a snapshot of height `installed`, with 0 at genesis; it stays what it is.
     """
 
     bodiless: Height
@@ -45,12 +45,17 @@ class BaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hash: Hash
     header: bytes | None
     height: Height
+    installed: Height = 0
     swept: Height
     term: Height
 
+    def may_lack_state(self, height: int) -> bool:
+        """Whether EMPTY may stand for the state's root of this height: the snapshot may not have proved it."""
+        return 0 < height < self.installed
+
 
 def genesis_base(chain: bytes) -> BaseRecord:
-    return BaseRecord(0, schema.FORMAT, chain, None, 0, 0, 0)
+    return BaseRecord(bodiless=0, format=schema.FORMAT, hash=chain, header=None, height=0, swept=0, term=0)
 
 
 def base_write(record: BaseRecord) -> Write:

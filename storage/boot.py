@@ -69,12 +69,24 @@ def check_newest(
     """
     if kv.get(schema.EXECUTED_KEY) is None and next(kv.range(b"", b"\xff"), None) is None:
         return 0
+    if _is_of_another_network(kv, genesis):
+        # No damage: `Store` says so.
+        return 0
     report = CheckReport()
     newest = _Newest(kv, Heights(kv, genesis, report, no_file if folder is None else _file_in(folder)))
     count = newest.run(heights_max, time.monotonic() + seconds_max)
     if not report.ok:
         raise DamageError(report.problems[0], len(report.problems) + report.problems_beyond)
     return count
+
+
+def _is_of_another_network(kv: KeyValue, genesis: Genesis) -> bool:
+    try:
+        data = kv.get(schema.EXECUTED_KEY)
+        head = schema.unseal(ExecutedRecord, data or b"", schema.name_of(schema.EXECUTED_KEY))
+    except StorageFailure:
+        return False
+    return head.chain != genesis.chain_id()
 
 
 class _Newest:
@@ -90,9 +102,6 @@ class _Newest:
         head, executed, head_fault = heights.end(schema.EXECUTED_KEY, ExecutedRecord, schema.roots_key)
         last = end.height if end else last
         executed = head.height if head else executed
-        if head and head.chain != heights.chain:
-            # Another network's, and no damage: `Store` says so.
-            return 0
         for key, height, fault in ((schema.LOG_KEY, last, log_fault), (schema.EXECUTED_KEY, executed, head_fault)):
             if fault:
                 heights.add(height, key, fault)
@@ -133,11 +142,14 @@ class _Newest:
             with self._sound(height, schema.roots_key(height)):
                 if roots.time_ms != header.time or roots.history != merkle.root(height + 1, self):
                     raise StorageFailure("they do not fit the block's time or the nodes of the history")
+                if roots.state == EMPTY and not self._heights.base.may_lack_state(height):
+                    raise StorageFailure("they have no root of the state")
         proven = self._roots(header.executed_height) if self._has_roots(header.executed_height, height) else None
         if proven is None:
             return
-        # Below an installed snapshot the state's root is known only where some header carries it.
-        state = header.state_root if proven.state == EMPTY else proven.state
+        # Below an installed snapshot the state's root is known only where some header in it carries it.
+        is_lacking = proven.state == EMPTY and self._heights.base.may_lack_state(header.executed_height)
+        state = header.state_root if is_lacking else proven.state
         if (header.history_root, header.state_root) != (proven.history, state):
             key = schema.roots_key(header.executed_height)
             self._heights.add(header.executed_height, key, f"block {height} carries other roots")

@@ -1,7 +1,7 @@
 """Which results of a block the index of transactions remembers, and for how long it must.
 
 An id belongs to the first inclusion that settled it (`TxResult.settles`). A node forgets the ids of pruned blocks,
-and must still answer and decide as one that forgot nothing. Two rules make it so:
+and must still decide as one that forgot nothing. Two rules make it so:
 
 - an inclusion that is `expired` settles its id only up to UNTIL_AHEAD_MAX_MS after `until`. An earlier inclusion that
   executed was at most UNTIL_AHEAD_MAX_MS before `until`, so it is in the window and known;

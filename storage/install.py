@@ -212,11 +212,18 @@ class _Install:
             self._tail = Link(header.term, digest, header.parent)
             self._time_ms = header.time
             self._base = BaseRecord(
-                self._manifest.height, schema.FORMAT, digest, base.header, height, height, header.term
+                bodiless=0,
+                format=schema.FORMAT,
+                hash=digest,
+                header=base.header,
+                height=height,
+                swept=height,
+                term=header.term,
             )
         if height == 0:
             _require(base.configuration == self._genesis.configuration(), "it begins with another configuration")
-            self._base = msgspec.structs.replace(self._base, bodiless=self._manifest.height)
+        newest = self._manifest.height
+        self._base = msgspec.structs.replace(self._base, bodiless=newest, installed=newest)
         self._configurations = ((height, base.configuration),)
         self._put(schema.link_key(height), self._tail.encode())
         self._times.append(self._time_ms)

@@ -13,6 +13,7 @@ from ledger.membership import Step
 from ledger.receipt import verify_seal
 from ledger.state_tree import EMPTY
 from storage import schema
+from storage.base import BaseRecord
 from storage.heights import Heights
 from storage.install import BadSnapshot, install
 from storage.port import KeyValue, Reads, StorageFailure
@@ -61,11 +62,21 @@ def refound(kv: Reads, genesis: Genesis, heights: Heights, scratch: KeyValue) ->
     return sealed
 
 
-def same_roots(height: int, stored: bytes, found: bytes) -> bool:
-    """Whether stored roots below the sealed height say what could be found out about them."""
+def same_roots(height: int, stored: bytes, found: bytes, base: BaseRecord, given: int) -> bool:
+    """Whether stored roots say what could be found out about them. Heights from the base on and below `given` were
+    not executed again: their state's root is found only where a header carries it, their certificates not at all.
+
+    EMPTY is stored only where the snapshot that the store began with proved no root of the state. Raises
+    StorageFailure.
+    """
     there, here = schema.decode_roots(stored, height), schema.decode_roots(found, height)
-    state = there.state if here.state == EMPTY else here.state
-    return (there.history, there.state, there.time_ms) == (here.history, state, here.time_ms)
+    if there.state == EMPTY and not base.may_lack_state(height):
+        return False
+    if EMPTY in (there.state, here.state):
+        here = here._replace(state=there.state)
+    if base.height <= height < given:
+        here = here._replace(certified=there.certified)
+    return there == here
 
 
 def _before(kv: Reads, sealed: int, executed: int) -> dict[str, bytes | None]:

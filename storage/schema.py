@@ -24,6 +24,7 @@ m ‖ "forsworn"               promises.Forsworn, sealed; only on a node that mu
 Each value can be told from a changed one. What follows from the chain is derived again and compared. What does
 not follow from it ends in its own hash, as sealed: the two records, evidence, configurations, and the roots, whose
 certified height is the newest at or below theirs with a stored certificate, so that a missing certificate is missed.
+Their state is EMPTY where a snapshot was installed that did not prove it, below that snapshot's height only.
 """
 
 import struct

@@ -134,6 +134,12 @@ class Store:
         """The block below the first one kept; genesis as long as nothing was pruned."""
         return self._log.base.record
 
+    @property
+    def known_since_ms(self) -> int | None:
+        """The block time up to which inclusions are forgotten here: every later one is known. None where all are."""
+        height = self.base.height
+        return self.roots(height).time_ms if height else None
+
     def prunable(self, height: int) -> int:
         """The highest base at or below `height` that `prune` may move to; the present one where there is none.
 

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ledger.genesis import Genesis
@@ -12,7 +13,9 @@ from ledger.transaction import body_commitment
 from storage import schema
 from storage.boot import HEIGHTS_MAX, check_files, check_newest
 from storage.leveldb import LevelDb
+from storage.port import StorageFailure
 from storage.report import DamageError
+from storage.store import Store
 from tests.fakes.disk import PowerLossDisk
 from tests.ledger.founding import GENESIS, make_genesis
 from tests.storage.chains import Chain, body_of, doctor, record
@@ -65,7 +68,11 @@ def test_an_empty_database_will_be_founded() -> None:
 
 def test_another_network_s_store_is_not_called_damaged(disk: PowerLossDisk) -> None:
     other: Genesis = make_genesis("other")
-    assert check_newest(disk, other) == 0
+    others_nodes = msgspec.structs.replace(GENESIS, nodes=GENESIS.nodes[1:])
+    for genesis in (other, others_nodes):
+        assert check_newest(disk, genesis) == 0
+        with pytest.raises(StorageFailure, match="of another network"):
+            Store(disk, genesis)
 
 
 @pytest.mark.parametrize("height", [3, NEWEST])
