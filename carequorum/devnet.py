@@ -38,6 +38,8 @@ DAEMON = (sys.executable, "-m", "node")
 NODES_MAX = 16
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
+# How a daemon ends that the other nodes removed (docs/operations.md).
+REMOVED_CODE = 5
 REQUEST_TIMEOUT_S = 5.0
 RESPONSE_BYTES_MAX = 4 * 1024 * 1024
 
@@ -121,9 +123,11 @@ class Devnet:
         nodes: Iterable[DevnetNode],
         timeout_s: float = READY_TIMEOUT_S,
         on_ready: Callable[[DevnetNode], None] = lambda node: None,
-    ) -> None:
-        """Start those of `nodes` that do not run, and return when every one of them says that it is ready."""
-        waiting = []
+    ) -> list[DevnetNode]:
+        """Start those of `nodes` that do not run, and return when every one of them says that it is ready, or has
+        ended because the network removed it: these.
+        """
+        waiting, removed = [], []
         for node in nodes:
             if self.process(node) is None:
                 config = self.folder(node) / "node.toml"
@@ -133,7 +137,12 @@ class Devnet:
         deadline = time.monotonic() + timeout_s
         while waiting:
             for node in list(waiting):
-                if self._has_become_ready(node):
+                # Asked once: the exit code is gone with the process.
+                ended = wait(self._started(node), 0)
+                if ended is not None and ended.code == REMOVED_CODE:
+                    waiting.remove(node)
+                    removed.append(node)
+                elif self._has_become_ready(node, ended):
                     waiting.remove(node)
                     on_ready(node)
             if waiting and time.monotonic() > deadline:
@@ -141,6 +150,7 @@ class Devnet:
                 raise DevnetError(f"not ready within {timeout_s:g} s: {names}; see {self.log(waiting[0])}")
             if waiting:
                 time.sleep(_POLL_S)
+        return removed
 
     def stop(self, nodes: Iterable[DevnetNode], timeout_s: float = STOP_TIMEOUT_S) -> dict[str, Ended | None]:
         """SIGTERM, then wait. For each node that ran: how it ended, or None if it would not in time."""
@@ -192,9 +202,10 @@ class Devnet:
             raise DevnetError(f"{node.url} is {view.node} of {view.network}: the port is taken")
         return view
 
-    def _has_become_ready(self, node: DevnetNode) -> bool:
-        process = msgspec.json.decode((self.folder(node) / "process.json").read_bytes(), type=Process)
-        ended = wait(process, 0)
+    def _started(self, node: DevnetNode) -> Process:
+        return msgspec.json.decode((self.folder(node) / "process.json").read_bytes(), type=Process)
+
+    def _has_become_ready(self, node: DevnetNode, ended: Ended | None) -> bool:
         if ended is not None:
             code = "" if ended.code is None else f" with {ended.code}"
             raise DevnetError(f"the daemon of {node.id} ended{code}: {_last_line(self.log(node))}")

@@ -11,10 +11,13 @@ refused: its form      the end, unless some node may hold it already: every node
 refused: who, when     ask the same node what it knows of it, for it may be the very transaction that changed who
                        signs; then the next node, for this one may be behind. When all refuse and none may hold
                        it: the end
+refused: pruned        the same; when no node knows more of it, the outcome is unknown: it may have been committed
+                       long ago, in a block that these nodes keep no longer
 refused: full, busy    the next node, and a pause of at least Retry-After after the round
 nothing                the next node; if the request was sent, the node may hold it
 
-When `until` is long past by this client's clock and nobody could tell, the outcome is unknown, and said to be.
+When `until` is long past by this client's clock and nobody could tell, the outcome is unknown, and said to be. After
+a refusal that another node need not give, each of them is asked first.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,18 +34,24 @@ from ledger.transaction import Transaction, check_bodies, decode_transaction
 
 Level = Literal["committed", "sealed"]
 GRACE_MS = 5_000
-# Refusals that depend on what a node has executed, or on its clock.
-_DEPENDS = frozenset({"duplicate", "expired", "revoked", "unregistered", "until_too_far", "wrong_signer"})
+_PRUNED = "pruned"
+# Refusals that depend on what a node has executed and kept, or on its clock.
+_DEPENDS = frozenset({"duplicate", "expired", "revoked", "unregistered", "until_too_far", "wrong_signer", _PRUNED})
 
 
 class TxStatus(msgspec.Struct, frozen=True):
-    """How far a transaction came, by one node's word. `height`, `index`, `code` are set from "committed" on."""
+    """How far a transaction came, by one node's word. `height`, `index`, `code` are set from "committed" on.
+
+    `known_since` is set where the node has pruned and the transaction is "unknown" to it: the time, in ms, of the
+    newest block whose transactions it has forgotten. The transaction may be in one up to then.
+    """
 
     status: Literal["unknown", "pending", "committed", "sealed", "dropped", "refused"]
     height: int | None = None
     index: int | None = None
     code: str | None = None
     detail: str | None = None
+    known_since: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,10 @@ class TransactionExpired(Rejection):
 
 
 class OutcomeUnknown(Rejection):
-    """Some node may have taken it, none could tell what became of it. `Client.status` may know later."""
+    """Some node may have taken it, or has forgotten whether it did, and none could tell what became of it.
+
+    `Client.status` may know later, or at another node. Until then it may be committed: do not sign it anew unseen.
+    """
 
     def __init__(self, tx_id: bytes, why: str) -> None:
         super().__init__("outcome_unknown", f"transaction {tx_id.hex()}: {why}")
@@ -85,11 +97,19 @@ class _Answer(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Progress:
-    """`held`: a node may hold it. `refusals`: of nodes in a row, the last of them `last`."""
+    """`held`: a node may hold it. `refusals`: of nodes in a row, the last of them `last`. `pruned`: of a node that
+    has forgotten whether it is committed. `asked`: how often a node was.
+    """
 
     held: bool = False
     refusals: int = 0
     last: Rejection | None = None
+    pruned: Refused | None = None
+    asked: int = 0
+
+    def may_others_tell(self, nodes: int) -> bool:
+        """Whether nodes that were not asked yet may know what the refusing ones do not."""
+        return self.asked < nodes and (self.pruned is not None or self.refusals > 0)
 
 
 async def submit(
@@ -107,6 +127,7 @@ async def submit(
     progress = _Progress()
     pauses = Pauses(transport.settings)
     async for node in transport.rounds(pauses):
+        progress.asked += 1
         try:
             status = await _ask(transport, node, transaction, body, level)
         except NodeFailed as error:
@@ -115,13 +136,16 @@ async def submit(
             progress.last = Unreachable("unreachable", str(error))
         except Refused as error:
             pauses.heed(error)
-            _judge(error, progress, len(transport.nodes))
+            if _is_end(error, progress, len(transport.nodes)):
+                break
         else:
             if _ended(status, level):
                 return _outcome(transaction, status)
             progress.held, progress.refusals, progress.last = True, 0, None
-        if now_ms() > deadline_ms:
+        if now_ms() > deadline_ms and not progress.may_others_tell(len(transport.nodes)):
             break
+    if progress.pruned is not None:
+        raise OutcomeUnknown(transaction.id, str(progress.pruned))
     if not progress.held and progress.last is not None:
         raise progress.last
     raise OutcomeUnknown(transaction.id, str(progress.last or "still pending when its time was over"))
@@ -157,15 +181,20 @@ async def _ask(transport: Transport, node: Node, transaction: Transaction, body:
     return status
 
 
-def _judge(refusal: Refused, progress: _Progress, nodes: int) -> None:
-    """Note a refusal; raise it if it is the end."""
+def _is_end(refusal: Refused, progress: _Progress, nodes: int) -> bool:
+    """Note a refusal; whether nobody has to be asked any more. Raises the refusal if the bytes are at fault."""
     progress.last = refusal
     if refusal.temporary:
         progress.refusals = 0
-        return
+        return False
     progress.refusals += 1
-    if not progress.held and (refusal.code not in _DEPENDS or progress.refusals >= nodes):
+    if refusal.code == _PRUNED:
+        progress.pruned = refusal
+    if progress.held:
+        return False
+    if refusal.code not in _DEPENDS:
         raise refusal
+    return progress.refusals >= nodes
 
 
 def _ended(status: TxStatus, level: Level) -> bool:

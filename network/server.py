@@ -135,7 +135,8 @@ class PeerServer:
             _log.debug("connection_lost", peer=found[0], error=type(error).__name__)
         except Exception as error:  # noqa: BLE001 - aiohttp would log it and go on; a fault of ours ends the node
             self._events.fault(error)
-        return peer_socket
+        # One whose connection went before it had begun cannot be ended either, which aiohttp would do.
+        return peer_socket if peer_socket.prepared else web.Response()
 
     def _refuse(self, status: int, reason: str) -> web.Response:
         self._counters.connection_refused(reason)

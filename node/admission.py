@@ -13,6 +13,7 @@ from ledger.contracts.context import Read
 from ledger.errors import Rejection
 from ledger.execution import admit
 from ledger.transaction import (
+    UNTIL_AHEAD_MAX_MS,
     Transaction,
     check_bodies,
     check_signature,
@@ -34,7 +35,8 @@ class Admitted(NamedTuple):
 
 class Admission:
     """`read` answers from the newest executed state; `executed` whether an id is settled by an executed block,
-    `logged` whether a block of the log above it holds it.
+    `logged` whether a block of the log above it holds it; `known_since_ms` up to which block time the ids of pruned
+    blocks are forgotten, None where none is.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Admission:
         read: Read,
         executed: Callable[[bytes], bool],
         logged: Callable[[bytes], bool],
+        known_since_ms: Callable[[], int | None],
         now_ms: Callable[[], int],
         block_time_ms: Callable[[], int],
     ) -> None:
@@ -55,6 +58,7 @@ class Admission:
         self._read = read
         self._executed = executed
         self._logged = logged
+        self._known_since_ms = known_since_ms
         self._now_ms = now_ms
         self._block_time_ms = block_time_ms
 
@@ -90,6 +94,7 @@ class Admission:
             if source == "peer" and self._logged(transaction.id):
                 # Its block was here first and was judged whole.
                 return Admitted(transaction, new=False)
+            self._require_known(transaction, time_ms)
             account = admit(transaction, read, time_ms)
             check_signature(transaction, self._chain)
             check_bodies(transaction, bodies)
@@ -97,3 +102,14 @@ class Admission:
         except Rejection as rejection:
             return rejection
         return Admitted(transaction, new)
+
+    def _require_known(self, transaction: Transaction, time_ms: int) -> None:
+        """Rejection("pruned") where its time is over, and a block that this node has forgotten may hold it.
+
+        No block holds it as good whose time is more than UNTIL_AHEAD_MAX_MS before `until`.
+        """
+        until, since_ms = transaction.envelope.until, self._known_since_ms()
+        if since_ms is not None and until < time_ms and until - UNTIL_AHEAD_MAX_MS <= since_ms:
+            raise Rejection(
+                "pruned", "its time is over, and it may have been committed long ago; this node cannot tell"
+            )

@@ -267,4 +267,6 @@ def lookup(store: Store, pool: Pool, tail: Tail, tx_id: bytes) -> TxStatus:
             index=found.index,
             code=found.code,
         )
-    return TxStatus(status="pending" if tx_id in pool or tx_id in tail else "unknown")
+    if tx_id in pool or tx_id in tail:
+        return TxStatus(status="pending")
+    return TxStatus(status="unknown", known_since=store.known_since_ms)

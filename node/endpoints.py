@@ -137,7 +137,7 @@ ENDPOINTS = (
                 (SubmitAnswer,),
             ),
         ),
-        ("unsupported_media_type", "request_timeout", "pool_full", "busy", *ADMISSION),
+        ("unsupported_media_type", "request_timeout", "pool_full", "busy", "pruned", *ADMISSION),
         body=Submitted,
         links=(("transaction", "id", "/results/0/id"), ("receipt", "id", "/results/0/id")),
     ),

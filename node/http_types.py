@@ -65,12 +65,15 @@ class TxStatus(msgspec.Struct, frozen=True):
 
     "committed" is certified and executed here; "sealed" has a receipt; "dropped" is said only once a
     committed block's time has passed the transaction's `until`. `code` is "ok" or why it changed nothing.
+    `known_since` is set where it is "unknown" to a node that has pruned: the time, in ms, of the newest block whose
+    transactions are forgotten. It may be in one up to then, and is in none after.
     """
 
     status: Status
     height: int | None = None
     index: int | None = None
     code: str | None = None
+    known_since: int | None = None
 
 
 class Submission(NamedTuple):
@@ -380,7 +383,8 @@ class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TransactionResult(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One result of a submission, or one transaction's status; what does not apply is left out.
 
-    "refused" has a `code`, no `id`, and changed nothing.
+    "refused" has a `code`, no `id`, and changed nothing. "unknown" has `known_since` where the node has pruned: the
+    time in ms of the newest block whose transactions it has forgotten, this one perhaps among them.
     """
 
     id: Hex32 | None = None
@@ -389,6 +393,7 @@ class TransactionResult(msgspec.Struct, frozen=True, omit_defaults=True, kw_only
     detail: str | None = None
     height: int | None = None
     index: int | None = None
+    known_since: int | None = None
 
 
 class SubmitAnswer(msgspec.Struct, frozen=True):

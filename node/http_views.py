@@ -31,6 +31,7 @@ def status_view(tx_id: bytes, status: TxStatus) -> TransactionResult:
         code=status.code,
         height=status.height,
         index=status.index,
+        known_since=status.known_since,
     )
 
 

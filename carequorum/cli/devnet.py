@@ -1,5 +1,6 @@
 """`carequorum devnet`: a network of hospitals on this machine, for development."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -35,8 +36,7 @@ def up(
             raise DevnetError(f"{directory} holds a network of {len(network.nodes)} nodes, not {nodes}")
     else:
         network = create(directory, 4 if nodes is None else nodes)
-    _start(network, network.nodes)
-    _show(network, as_json)
+    _show(network, as_json, _start(network, network.nodes))
 
 
 @app.command(epilog="Example: carequorum devnet down --dir build/devnet")
@@ -86,15 +86,15 @@ def restart(nodes: Chosen = None, directory: Directory = Path("devnet"), as_json
     still = [node for node, how in network.stop(chosen).items() if how is None]
     if still:
         raise CommandError(f"did not stop: {', '.join(still)} (carequorum devnet kill)")
-    _start(network, chosen)
-    _show(network, as_json)
+    _show(network, as_json, _start(network, chosen))
 
 
 def _chosen(network: Devnet, ids: list[str] | None) -> list[DevnetNode]:
     return [network.node(node_id) for node_id in ids] if ids else list(network.nodes)
 
 
-def _start(network: Devnet, nodes: list[DevnetNode]) -> None:
+def _start(network: Devnet, nodes: list[DevnetNode]) -> list[DevnetNode]:
+    """Those that the network removed, whose daemons therefore ended."""
     ready: list[DevnetNode] = []
     with progress("starting daemons") as show:
 
@@ -102,17 +102,20 @@ def _start(network: Devnet, nodes: list[DevnetNode]) -> None:
             ready.append(node)
             show(len(ready), len(nodes))
 
-        network.start(nodes, on_ready=note)
+        return network.start(nodes, on_ready=note)
 
 
-def _show(network: Devnet, as_json: bool) -> None:
+def _show(network: Devnet, as_json: bool, removed: Iterable[DevnetNode] = ()) -> None:
     found = network.status()
     rows: list[list[object]] = [["NODE", "PID", "READY", "ROLE", "TERM", "COMMITTED", "SEALED", "PROVIDER PORT"]]
     for node in found:
         view = node.network
         said = [view.role, view.term, view.heights.committed, view.heights.sealed] if view else [None] * 4
         rows.append([node.id, node.pid, "yes" if node.ready else "no", *said, node.url])
-    emit(as_json, {"dir": str(network.directory), "nodes": msgspec.to_builtins(found)}, columns(rows))
+    out = [node.id for node in removed]
+    ended = [f"{node_id} was removed from the network by a vote; its daemon ended" for node_id in out]
+    facts = {"dir": str(network.directory), "nodes": msgspec.to_builtins(found), "removed": out}
+    emit(as_json, facts, [*columns(rows), *ended])
 
 
 def _how(ended: Ended | None) -> str:

@@ -1,6 +1,7 @@
 """`carequorum tx`: what became of a transaction."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -35,5 +36,17 @@ def status(
         async with found.client(linearizable=linearizable) as client:
             return await client.status(tx_id)
 
-    facts = msgspec.to_builtins(asyncio.run(run()))
-    emit(as_json, facts, columns([(key, value) for key, value in facts.items() if value is not None]))
+    known = asyncio.run(run())
+    facts = msgspec.to_builtins(known)
+    lines = columns([(key, value) for key, value in facts.items() if value is not None and key != "known_since"])
+    if known.known_since is not None:
+        lines.append(_forgotten(known.known_since))
+    emit(as_json, facts, lines)
+
+
+def _forgotten(since_ms: int) -> str:
+    since = datetime.fromtimestamp(since_ms / 1000, UTC).isoformat(timespec="seconds")
+    return (
+        f"The node has pruned its blocks up to {since}: the transaction may have been committed by then, "
+        "and this node cannot tell. Another may."
+    )

@@ -1,7 +1,8 @@
 """What a daemon looks like from outside, for tests of those who start it: ports, readiness, signals.
 
-Run as `python -m tests.carequorum.fake_daemon --config PATH`. It leads where the folder holds a file `leads`,
-and ends with 3 at once where it holds `broken`. SIGTERM ends it with 0, unless the folder holds `stubborn`.
+Run as `python -m tests.carequorum.fake_daemon --config PATH`. It leads where the folder holds a file `leads`; it
+ends at once where it holds `broken`, with 3, or `removed`, with 5. SIGTERM ends it with 0, unless the folder holds
+`stubborn`.
 """
 
 import json
@@ -37,6 +38,8 @@ def main() -> None:
     if (folder / "broken").exists():
         print("the disk is on fire", file=sys.stderr)
         sys.exit(3)
+    if (folder / "removed").exists():
+        sys.exit(5)
     if (folder / "stubborn").exists():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:

@@ -14,7 +14,9 @@ import pytest
 import typer
 
 from carequorum.cli import app, main
+from carequorum.client import Client
 from carequorum.devnet import Devnet, create
+from carequorum.submission import TxStatus
 from carequorum.verify import load_genesis
 from carequorum.wallet import COST_DEVELOPMENT, Wallet
 from ledger.node_cert import seed_from_pem
@@ -151,6 +153,29 @@ def test_every_command_has_an_example_and_a_json_answer(path: tuple[str, ...], r
     assert f"Example: carequorum {' '.join(path)} " in text
     # `node` gives no answer: it becomes the daemon.
     assert ("--json" in text) == (path != ("node",))
+
+
+@pytest.mark.parametrize(
+    ("known", "sentence"),
+    [
+        (TxStatus("unknown"), ""),
+        (
+            TxStatus("unknown", known_since=1_700_000_000_000),
+            "The node has pruned its blocks up to 2023-11-14T22:13:20+00:00: the transaction may have been "
+            "committed by then, and this node cannot tell. Another may.\n",
+        ),
+    ],
+)
+def test_a_status_says_where_the_node_may_have_forgotten(
+    known: TxStatus, sentence: str, run: Run, run_json: RunJson, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def status(client: Client, tx_id: bytes) -> TxStatus:
+        return known
+
+    monkeypatch.setattr(Client, "status", status)
+    asked = ("tx", "status", "00" * 32, "--at", create(tmp_path / "net", 1).directory / "hospital-a")
+    assert run(*asked) == f"status  unknown\n{sentence}"
+    assert run_json(*asked)["known_since"] == known.known_since
 
 
 @pytest.mark.processes

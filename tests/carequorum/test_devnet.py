@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from carequorum import devnet
-from carequorum.devnet import Devnet, DevnetError, create, free_ports
+from carequorum.cli import main
+from carequorum.devnet import Devnet, DevnetError, DevnetNode, create, free_ports
 from carequorum.processes import Process, is_running, send, spawn, wait
 from carequorum.wallet import Wallet, read_passphrase
 from ledger.genesis import genesis_from_json
@@ -140,6 +141,20 @@ def test_a_daemon_that_ends_at_once_is_reported_with_its_last_words(network: Dev
     (network.directory / "hospital-b" / "broken").touch()
     with pytest.raises(DevnetError, match="daemon of hospital-b ended with 3: the disk is on fire"):
         network.start(network.nodes)
+
+
+def test_a_daemon_that_the_network_removed_is_told_and_no_failure(
+    network: Devnet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hospital_a, hospital_b = network.nodes
+    (network.folder(hospital_b) / "removed").touch()
+    ready: list[DevnetNode] = []
+    assert network.start(network.nodes, on_ready=ready.append) == [hospital_b]
+    assert ready == [hospital_a]
+    assert main(["devnet", "up", "--dir", str(network.directory)]) == 0
+    assert "hospital-b was removed from the network by a vote" in capsys.readouterr().out
+    assert main(["devnet", "restart", "--dir", str(network.directory), "--json"]) == 0
+    assert msgspec.json.decode(capsys.readouterr().out)["removed"] == ["hospital-b"]
 
 
 def test_a_daemon_that_does_not_get_ready_in_time_is_named(network: Devnet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from carequorum.client import Client
-from carequorum.submission import OutcomeUnknown, TransactionExpired, TransactionFailed
+from carequorum.submission import OutcomeUnknown, TransactionExpired, TransactionFailed, TxStatus
 from carequorum.transport import RETRY_AFTER_MAX_S, Refused, Unreachable
 from carequorum.wallet import Wallet
 from ledger.contracts import records
@@ -297,3 +297,49 @@ async def test_committed_without_a_place_is_not_believed(ports: list[Port], doct
     async with client_of(ports, doctor) as client:
         with pytest.raises(OutcomeUnknown, match="not where"):
             await client.transact(*addition("nowhere"))
+
+
+@pytest.mark.parametrize("codes", [("pruned", "pruned"), ("pruned", "expired"), ("expired", "pruned")])
+async def test_late_and_forgotten_by_a_node_is_an_unknown_outcome(
+    ports: list[Port], doctor: Wallet, codes: tuple[str, str]
+) -> None:
+    """A node that pruned cannot tell it from what never happened; every other node is asked before that is said."""
+    for port, code in zip(ports, codes, strict=True):
+        port.faults.append(refuses(code, 410))
+    async with client_of(ports, doctor) as client:
+        transaction, bodies = signed(client)
+    async with client_of(ports, doctor, now_ms=lambda: NOW_MS + 3_600_000) as late:
+        with pytest.raises(OutcomeUnknown, match="pruned") as caught:
+            await late.submit_signed(transaction.data, bodies)
+    assert caught.value.id == transaction.id
+    assert [len(port.requests) for port in ports] == [2, 2]
+
+
+async def test_late_and_forgotten_by_one_node_is_found_at_the_next(ports: list[Port], doctor: Wallet) -> None:
+    async with client_of(ports, doctor) as client:
+        transaction, bodies = signed(client)
+        committed = await client.submit_signed(transaction.data, bodies)
+    for port in ports:
+        port.requests.clear()
+    # The first node forgot it: asked to take it, it refuses, and of its status it knows nothing.
+    forgotten = json.dumps({"id": transaction.id.hex(), "status": "unknown", "known_since": NOW_MS}).encode()
+    ports[0].faults += [refuses("pruned", 410), answers(forgotten)]
+    async with client_of(ports, doctor, now_ms=lambda: NOW_MS + 3_600_000) as late:
+        assert await late.submit_signed(transaction.data, bodies) == committed
+    assert [len(port.requests) for port in ports] == [2, 1]
+
+
+async def test_late_and_expired_at_every_node_is_refused(ports: list[Port], doctor: Wallet) -> None:
+    async with client_of(ports, doctor) as client:
+        transaction, bodies = signed(client)
+    ports[0].backend.clock_ms = ports[1].backend.clock_ms = NOW_MS + 3_600_000
+    async with client_of(ports, doctor, now_ms=lambda: NOW_MS + 3_600_000) as late:
+        with pytest.raises(Refused, match="expired"):
+            await late.submit_signed(transaction.data, bodies)
+
+
+async def test_a_pruned_node_says_since_when_it_knows(ports: list[Port], doctor: Wallet) -> None:
+    forgotten = json.dumps({"id": "00" * 32, "status": "unknown", "known_since": NOW_MS}).encode()
+    ports[0].faults.append(answers(forgotten))
+    async with client_of(ports, doctor) as client:
+        assert await client.status(bytes(32)) == TxStatus("unknown", known_since=NOW_MS)

@@ -3,10 +3,12 @@
 import asyncio
 import ssl
 from dataclasses import replace
+from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
 
 from consensus.messages import Append, PreVote
 from network.frames import FRAME_BYTES_MAX, MORE, pack
@@ -82,6 +84,33 @@ async def test_an_older_tls() -> None:
     async with network("a", recorder, {"b": member("b")}) as a:
         await refused_handshake(a.address, context)
         await recorder.until(lambda: recorder.counts["connection tls"])
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_is_gone_before_it_has_begun_leaves_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone: list[str] = []
+    can_prepare = web.WebSocketResponse.can_prepare
+
+    def cut_off(self: web.WebSocketResponse, request: web.BaseRequest) -> Any:
+        assert request.transport is not None
+        request.transport.abort()
+        gone.append(request.path)
+        return can_prepare(self, request)
+
+    recorder = Recorder()
+    async with network("a", recorder, {"b": member("b")}) as a:
+        monkeypatch.setattr(web.WebSocketResponse, "can_prepare", cut_off)
+        with pytest.raises((aiohttp.ClientError, ConnectionError)):
+            async with raw_lane(a.address, identity("b")):
+                pass
+        assert gone
+        # By the time that another has come in, the first is done with.
+        monkeypatch.undo()
+        async with greeted_lane(a.address, "b"):
+            pass
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("aiohttp")] == []
 
 
 @pytest.mark.asyncio

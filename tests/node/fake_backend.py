@@ -61,6 +61,7 @@ class FakeBackend:
             read=self.chain.store.get,
             executed=lambda tx_id: self.chain.store.tx_status(tx_id) is not None,
             logged=lambda tx_id: False,
+            known_since_ms=lambda: self.chain.store.known_since_ms,
             now_ms=self.now_ms,
             block_time_ms=lambda: NOW_MS,
         )
@@ -115,7 +116,9 @@ class FakeBackend:
         store = self.chain.store
         place = store.tx_status(tx_id)
         if place is None:
-            return TxStatus("pending" if tx_id in self.pool else "unknown")
+            if tx_id in self.pool:
+                return TxStatus("pending")
+            return TxStatus("unknown", known_since=store.known_since_ms)
         sealed = store.sealed_height is not None and place.height <= store.sealed_height
         return TxStatus("sealed" if sealed else "committed", place.height, place.index, place.code)
 

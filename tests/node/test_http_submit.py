@@ -15,7 +15,7 @@ from aiohttp import web
 
 from ledger.encoding import decode, encode
 from ledger.keys import sha256
-from ledger.transaction import TRANSACTION, Transaction, body_commitment
+from ledger.transaction import TRANSACTION, UNTIL_AHEAD_MAX_MS, Transaction, body_commitment
 from node import http_api
 from node.config import ProviderSection
 from node.http_api import SUBMIT_BATCH, provider_port
@@ -335,3 +335,35 @@ async def test_a_body_that_does_not_come_is_not_waited_for(port: Port, monkeypat
     assert await reader.readline() == b"HTTP/1.1 408 Request Timeout\r\n"
     writer.close()
     await writer.wait_closed()
+
+
+@pytest.mark.asyncio
+async def test_what_a_pruned_node_may_have_forgotten_is_not_called_expired(port: Port) -> None:
+    """Its block, and so its id, was pruned: this node cannot tell it from one that no block ever held."""
+    transaction = doctor()
+    await port.send(transaction)
+    port.backend.commit()
+    for _ in range(2):
+        port.backend.append(port.backend.chain.seal(), {})
+    port.backend.clock_ms = transaction.envelope.until + 1
+    stranger = sign([registration("nurse", "patient")], by="north-admin", until=transaction.envelope.until)
+    assert await port.refusal(item(stranger)) == "expired"
+    assert await port.get(f"/v1/transactions/{stranger.id.hex()}") == {"id": stranger.id.hex(), "status": "unknown"}
+
+    store = port.backend.chain.store
+    store.prune(store.prunable(store.executed_height))
+    since = store.known_since_ms
+    assert since == store.roots(store.base.height).time_ms
+    for each in (transaction, stranger):
+        assert await port.refusal(item(each)) == "pruned"
+        told = {"id": each.id.hex(), "status": "unknown", "known_since": since}
+        assert await port.get(f"/v1/transactions/{each.id.hex()}") == told
+    (result,) = await port.send(transaction)
+    assert (result["status"], result["code"]) == ("refused", "pruned")
+
+    # No forgotten block can have held one that reaches further ahead than that.
+    assert since is not None
+    for ahead_ms, code in ((0, "pruned"), (1, "expired")):
+        late = sign([registration("late", "patient")], by="north-admin", until=since + UNTIL_AHEAD_MAX_MS + ahead_ms)
+        port.backend.clock_ms = late.envelope.until + 1
+        assert await port.refusal(item(late)) == code
