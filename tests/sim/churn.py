@@ -42,7 +42,7 @@ class Churn:
         node = max(up, key=lambda each: each.store.executed_height)
         if self._under_way is not None:
             given_up = all(waiting.id != self._under_way for waiting in self._run.clients.waiting)
-            if node.store.tx_status(self._under_way) is None and not given_up:
+            if node.place_of(self._under_way) is None and not given_up:
                 return
             self._under_way = None
         if self._run.mishaps.is_doomed:

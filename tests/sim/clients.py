@@ -72,7 +72,7 @@ class Clients:
         return registration(self._chain, number, until(self._now_ms()))
 
     def _settled(self, node: SimNode, transaction: Transaction) -> bool:
-        place = node.store.tx_status(transaction.id)
+        place = node.place_of(transaction.id)
         if place is None:
             return False
         self.waiting.remove(transaction)

@@ -52,6 +52,7 @@ from storage.configurations import members_of
 from storage.executed import Commit
 from storage.port import StorageFailure
 from storage.promises import Forsworn
+from storage.schema import Place
 from storage.store import Store
 from tests.sim.background import Background
 from tests.sim.disk import SimDisk
@@ -280,14 +281,25 @@ class SimNode:
         self.core.propose_change(target)
         return self.core.last_height > before
 
+    def place_of(self, tx_id: bytes) -> Place | None:
+        """Where a transaction was included, as far as this node knows; a damaged record ends the node."""
+        try:
+            return self.store.tx_status(tx_id)
+        except StorageFailure as failure:
+            self.disk_failed(failure)
+            return None
+
     def admit(self, transaction: Transaction, *, from_peer: bool) -> bool:
         """Whether this node took it, or had it already."""
-        if transaction.id in self.pool or transaction.id in self._tail or self.store.tx_status(transaction.id):
+        if transaction.id in self.pool or transaction.id in self._tail or self.place_of(transaction.id):
             return True
         try:
             check_signature(transaction, self._genesis.chain_id())
             account = admit(transaction, self.store.get, self.now_ms())
         except Rejection:
+            return False
+        except StorageFailure as failure:
+            self.disk_failed(failure)
             return False
         return self.pool.add(transaction, (), account.organisation, from_peer=from_peer)
 

@@ -323,7 +323,9 @@ class Simulation:
         for side in self.watch.sides():
             able = [name for name in sorted(side) if name not in self.watch.forsworn]
             self.chance.shuffle(able)
-            missing = len(side) // 2 + 1 - sum(name in side for name in chosen)
+            # One of those chosen may meanwhile have been shown that its disk forgot.
+            voices = sum(name in side and name not in self.watch.forsworn for name in chosen)
+            missing = len(side) // 2 + 1 - voices
             chosen += [name for name in able if name not in chosen][: max(0, missing)]
         return chosen
 
