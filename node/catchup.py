@@ -34,8 +34,9 @@ BODIES_BYTES_MAX = 32 * 1024 * 1024
 RETRY_S = 0.2
 NOBODY_S = 0.02
 STALL_S = 1.0
-# How often a node that hears no leader asks its peers whether there are blocks that it has not.
-LEADERLESS_S = 1.0
+# How often a node that hears no leader asks its peers whether there are blocks that it has not. Before it has
+# what they have certified it may not vote, so an election can wait for this.
+LEADERLESS_S = 0.25
 
 FetchBlocks = Callable[[str, int, int], Awaitable[BlockRange]]
 

@@ -262,7 +262,7 @@ class Node:
             said,
             self.driver.core,
             others=lambda: set(self.driver.core.configuration.electorate) - {self._node_id},
-            compared=self._compared,
+            compared=self.driver.compared,
             forswear=self._forswear,
             count=lambda kind: self.metrics.bad_frames.labels(kind).inc(),
         )
@@ -482,13 +482,6 @@ class Node:
     def _askable(self) -> list[str]:
         """Who can be asked, and can answer."""
         return [peer for peer, status in self.network.peers().items() if status.sending and status.receiving]
-
-    def _compared(self, peer: str, height: int) -> None:
-        """A peer that has certified blocks up to `height` showed nothing that this node forgot."""
-        self.driver.compared(peer, height)
-        if not self.driver.core.may_vote:
-            # It counts once this node has come there, and no leader may be there to send what is missing.
-            self.catch_up.hint(height)
 
     def _consider(self) -> None:
         """The log, the role or the state moved: what is voted comes before what waits in the pool."""

@@ -144,8 +144,6 @@ class SimNode:
 
     def _compared(self, peer: str, height: int) -> None:
         self.guard(lambda: self.core.compared(peer, height))
-        if self.failed is None and not self.core.may_vote:
-            self.catch_up.hint(height)
 
     def _build_core(self) -> Said:
         store = self.store
