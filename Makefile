@@ -10,7 +10,7 @@ SEEDS ?= 2000
 FIRST_SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test api-trial check format devnet-up devnet-down clean events-trial membership-trial join-trial sim scenarios mutants trace-check bench
+.PHONY: help setup demo test netns-test docker-test api-trial check format devnet-up devnet-down clean events-trial membership-trial join-trial sim scenarios mutants trace-check bench lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ demo: $(STAMP) ## four hospitals, sealed records, a killed leader (FHIR=path, KE
 
 test: $(STAMP) ## run all tests
 	$(BIN)/python -m pytest
+
+netns-test: $(STAMP) ## the fault table on network namespaces, under load; needs root, or skips (ROWS=a,b)
+	$(BIN)/python -m tests.testnets --backend netns $(if $(ROWS),--rows '$(ROWS)')
+
+docker-test: $(STAMP) ## the fault table on containers, from an image made here; needs root, or skips (ROWS=a,b)
+	$(BIN)/python -m tests.testnets --backend docker $(if $(ROWS),--rows '$(ROWS)')
 
 api-trial: $(STAMP) ## schemathesis against a live node, every answer by its schema (SECONDS=180, SEED=n)
 	$(BIN)/python -m tests.api.trial --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
@@ -71,6 +77,17 @@ devnet-up: $(STAMP) ## start NODES daemons in DEVNET and leave them running
 
 devnet-down: $(STAMP) ## stop them
 	$(BIN)/carequorum devnet down --dir $(DEVNET)
+
+# uv resolves for one platform and writes every file's hash; the project does not depend on it.
+UV_COMPILE = "$$tool/bin/uv" pip compile --quiet --upgrade --generate-hashes --only-binary :all: --no-annotate \
+	--custom-compile-command 'make lock' --python-version 3.11 --python-platform x86_64-manylinux_2_28
+
+lock: ## pin what the image installs, newest versions, by hash (with uv, installed for it and thrown away)
+	@tool="$$(mktemp -d)" && trap 'rm -rf "$$tool"' EXIT && $(PYTHON) -m venv "$$tool" \
+	    && "$$tool/bin/pip" install --quiet --disable-pip-version-check uv \
+	    && $(UV_COMPILE) pyproject.toml --output-file configs/docker/requirements.lock > /dev/null \
+	    && $(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	    | $(UV_COMPILE) - --output-file configs/docker/build.lock > /dev/null
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

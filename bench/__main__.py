@@ -40,7 +40,6 @@ WARM_UP = 0.1  # of a window, before the first one
 SETTLE_TIMEOUT_S = 30.0
 # What was executed goes to the disk behind the answers: it belongs to the window too.
 WRITE_BEHIND_S = 0.7
-LOAD_TIMEOUT_S = 240.0
 _POLL_S = 0.1
 
 
@@ -175,10 +174,10 @@ def _window(network: Devnet, leader: DevnetNode, entry: DevnetNode, loads: "Sequ
 
 
 def _processor_s(network: Devnet, node: DevnetNode) -> float:
-    process = network.process(node)
-    if process is None:
+    pid = network.pid(node)
+    if pid is None:
         raise BenchError(f"the daemon of {node.id} has ended")
-    return processor_s(process.pid)
+    return processor_s(pid)
 
 
 def _growth(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:

@@ -66,7 +66,7 @@ class Submitter:
             answered = await self._reader.readuntil(b"\r\n\r\n")
             body = await self._reader.readexactly(_content_length(answered))
         took_ms = (time.perf_counter() - begin) * 1000
-        if not answered.startswith(b"HTTP/1.1 200 "):
+        if not answered.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 202 ")):
             raise LoadError(f"refused: {body[:300]!r}")
         (result,) = _decode_answer(body).results
         if (result.code, result.status) not in (("ok", "committed"), ("ok", "sealed")):

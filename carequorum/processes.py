@@ -55,6 +55,12 @@ def is_running(process: Process) -> bool:
     return stat is not None and stat[_STATE] not in ("Z", "X") and _moment(stat) == process.started
 
 
+def is_stopped(process: Process) -> bool:
+    """Whether it runs, and was stopped by a signal (SIGSTOP)."""
+    stat = _stat(process.pid)
+    return stat is not None and stat[_STATE] == "T" and _moment(stat) == process.started
+
+
 def send(process: Process, number: signal.Signals) -> bool:
     """Signal it. False if it had ended before."""
     descriptor = _open(process)

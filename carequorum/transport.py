@@ -139,7 +139,7 @@ class Transport:
     async def request(
         self, node: Node, method: str, target: str, headers: dict[str, str], body: bytes | None = None
     ) -> bytes:
-        """One request at one node: the body of its answer with status 200.
+        """One request at one node: the body of its answer, with status 200 or (a commit has yet to come) 202.
 
         `target` is path and query, sent as it is. Raises Refused or NodeFailed.
         """
@@ -160,7 +160,7 @@ class Transport:
             self._fail(node, type(error).__name__, sent=not unsent)
         if answer is None:
             self._fail(node, f"an answer of more than {ANSWER_BYTES_MAX} bytes", sent=True)
-        if status != 200:
+        if status not in (200, 202):
             self._refuse(node, answer, status, retry_after)
         node.avoid_until = 0.0
         return answer

@@ -44,16 +44,17 @@ from network.port import BlockRange, Counters, FetchFailed, Handler, NetworkSett
 REQUESTS_MAX = 16
 
 Answer = TypeVar("Answer", Blocks, Bodies, Snapshot, Chunk)
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """`commitments`: the bodies that were asked for; empty for blocks."""
+    """`read` makes of an answer of this shape what was asked for; Rejection("bad_message") if it is to another."""
 
     peer: NodeId
     shape: type[Any]
     future: asyncio.Future[Any]
-    commitments: frozenset[bytes] = frozenset()
+    read: Callable[[Any], Any]
 
 
 class Sync:
@@ -76,26 +77,39 @@ class Sync:
         self._questions: dict[int, _Question] = {}
 
     async def fetch_blocks(self, peer: NodeId, from_height: int, bytes_max: int) -> BlockRange:
+        def read(answer: Blocks) -> BlockRange:
+            _require(bool(answer.blocks) == (answer.certificate is not None))
+            return BlockRange(answer.blocks, answer.certificate, answer.base)
+
         number = next(self._numbers)
-        bytes_max = min(bytes_max, BLOCKS_BYTES_MAX)
-        answer = await self._ask(number, peer, GetBlocks(number, from_height, bytes_max), Blocks)
-        return BlockRange(answer.blocks, answer.certificate, answer.base)
+        question = GetBlocks(number, from_height, min(bytes_max, BLOCKS_BYTES_MAX))
+        return await self._ask(number, peer, question, Blocks, read)
 
     async def fetch_bodies(self, peer: NodeId, commitments: Sequence[bytes]) -> dict[bytes, bytes]:
-        number = next(self._numbers)
         asked = list(commitments[:COMMITMENTS_MAX])
-        answer = await self._ask(number, peer, GetBodies(number, asked), Bodies, frozenset(asked))
-        return {body_commitment(body): body for body in answer.bodies}
+
+        def read(answer: Bodies) -> dict[bytes, bytes]:
+            found = {body_commitment(body): body for body in answer.bodies}
+            _require(found.keys() <= set(asked))
+            return found
+
+        number = next(self._numbers)
+        return await self._ask(number, peer, GetBodies(number, asked), Bodies, read)
 
     async def fetch_snapshot(self, peer: NodeId) -> SnapshotOffer | None:
+        def read(answer: Snapshot) -> SnapshotOffer | None:
+            _require(bool(answer.manifest) == bool(answer.proof))
+            return SnapshotOffer(answer.manifest, answer.proof) if answer.manifest else None
+
         number = next(self._numbers)
-        answer = await self._ask(number, peer, GetSnapshot(number), Snapshot)
-        return SnapshotOffer(answer.manifest, answer.proof) if answer.manifest else None
+        return await self._ask(number, peer, GetSnapshot(number), Snapshot, read)
 
     async def fetch_chunk(self, peer: NodeId, snapshot: bytes, index: int) -> bytes | None:
+        def read(answer: Chunk) -> bytes | None:
+            return answer.data or None
+
         number = next(self._numbers)
-        answer = await self._ask(number, peer, GetChunk(number, snapshot, index), Chunk)
-        return answer.data or None
+        return await self._ask(number, peer, GetChunk(number, snapshot, index), Chunk, read)
 
     async def _ask(
         self,
@@ -103,14 +117,14 @@ class Sync:
         peer: NodeId,
         message: object,
         shape: type[Answer],
-        commitments: frozenset[bytes] = frozenset(),
-    ) -> Answer:
+        read: Callable[[Answer], Found],
+    ) -> Found:
         if not self._reachable(peer):
             raise FetchFailed(peer, "not_connected")
         if sum(question.peer == peer for question in self._questions.values()) >= REQUESTS_MAX:
             raise FetchFailed(peer, "busy")
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._questions[number] = _Question(peer, shape, future, commitments)
+        future: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        self._questions[number] = _Question(peer, shape, future, read)
         self._send(peer, pack(message))
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -126,10 +140,13 @@ class Sync:
         if question is None or question.future.done() or question.peer != sender:
             self._counters.message_dropped(type(message).__name__.lower(), "unasked")
             return
-        if question.shape is not type(message) or not _fits(question, message):
+        try:
+            _require(question.shape is type(message))
+            found = question.read(message)
+        except Rejection:
             question.future.set_exception(FetchFailed(sender, "malformed"))
-            raise Rejection("bad_message", "an answer to another question")
-        question.future.set_result(message)
+            raise
+        question.future.set_result(found)
 
     def on_get_blocks(self, sender: NodeId, message: GetBlocks) -> None:
         served = self._handler.serve_blocks(message.from_height, min(message.bytes_max, BLOCKS_BYTES_MAX))
@@ -163,11 +180,6 @@ class Sync:
                 question.future.set_exception(FetchFailed(peer, "disconnected"))
 
 
-def _fits(question: _Question, message: Blocks | Bodies | Snapshot | Chunk) -> bool:
-    if isinstance(message, Blocks):
-        return bool(message.blocks) == (message.certificate is not None)
-    if isinstance(message, Snapshot):
-        return bool(message.manifest) == bool(message.proof)
-    if isinstance(message, Chunk):
-        return True
-    return all(body_commitment(body) in question.commitments for body in message.bodies)
+def _require(answers: bool) -> None:
+    if not answers:
+        raise Rejection("bad_message", "an answer to another question")

@@ -82,7 +82,7 @@ ADMISSION = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One form of an answer with status 200. `shapes` are what its JSON may be; none where it is not JSON."""
+    """One form of an answer that is no problem. `shapes` are what its JSON may be; none where it is not JSON."""
 
     media: str
     what: str
@@ -96,7 +96,8 @@ class Endpoint:
     `signed`: whether it takes a member's signed request; "records" where only that contract's state does, "subject"
     where only a request with this parameter does. `links` says which operations take something of the answer: the
     operation, its parameter, and the place in the answer's JSON. `headers` are those of the request that it reads
-    beside Accept and Authorization: name, type, what.
+    beside Accept and Authorization: name, type, what. `late` is what status 202 says where there is one: its answer
+    has the form of the others, which have 200.
     """
 
     method: Literal["GET", "POST"]
@@ -110,6 +111,7 @@ class Endpoint:
     body: Any = None
     links: tuple[tuple[str, str, str], ...] = ()
     headers: tuple[tuple[str, Any, str], ...] = ()
+    late: str | None = None
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -140,6 +142,7 @@ ENDPOINTS = (
         ("unsupported_media_type", "request_timeout", "pool_full", "busy", "pruned", *ADMISSION),
         body=Submitted,
         links=(("transaction", "id", "/results/0/id"), ("receipt", "id", "/results/0/id")),
+        late="A commit was waited for, and some transaction is `pending` still: taken, and in no block yet.",
     ),
     Endpoint(
         "GET",

@@ -8,7 +8,8 @@ Bounds, and what happens at each:
 - requests that wait for a commit at once: WAITS_MAX, else 503 "busy";
 - linearizable reads at once: node/reads.py, else 503 "busy";
 - the time a body may take to arrive: BODY_S, else 408;
-- the time an answer may wait: `wait_ms_max`, then it says how far the transaction came, or 503 "not_confirmed";
+- the time an answer may wait: `wait_ms_max`, then it says how far the transaction came (202 where it is in no block
+  yet), or 503 "not_confirmed";
 - readers of events: node/events.py;
 - the blocks of one answer: BLOCKS_BYTES_MAX beyond the first block, then `next` says where to go on.
 
@@ -269,8 +270,10 @@ class ProviderApi:
             if len(refusals) == len(items) and (isinstance(submitted, Item) or full):
                 raise refusals[0]
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._result(each, query.wait)) for each in submissions]
-        return _json(SubmitAnswer(results=[task.result() for task in tasks]))
+                tasks = [group.create_task(self._result(each, query)) for each in submissions]
+        results = [task.result() for task in tasks]
+        late = query.wait != "accepted" and any(result.status == "pending" for result in results)
+        return _json(SubmitAnswer(results=results), status=202 if late else 200)
 
     async def transaction(self, request: web.Request, query: TransactionQuery) -> web.Response:
         tx_id = bytes.fromhex(query.id)
@@ -390,7 +393,7 @@ class ProviderApi:
             await asyncio.sleep(0)
         return submissions
 
-    async def _result(self, submission: Submission, wait: Wait) -> TransactionResult:
+    async def _result(self, submission: Submission, query: SubmitQuery) -> TransactionResult:
         tx_id, rejection = submission
         if rejection is not None:
             return TransactionResult(
@@ -400,9 +403,11 @@ class ProviderApi:
                 detail=rejection.detail,
             )
         assert tx_id is not None, "what was accepted has an id"
-        if wait == "accepted":
+        if query.wait == "accepted":
             return status_view(tx_id, self._backend.status(tx_id))
-        status = await self._backend.wait(tx_id, wait, self._settings.wait_ms_max / 1_000)
+        wait_ms_max = self._settings.wait_ms_max
+        wait_ms = wait_ms_max if query.wait_ms is None else min(query.wait_ms, wait_ms_max)
+        status = await self._backend.wait(tx_id, query.wait, wait_ms / 1_000)
         return status_view(tx_id, status)
 
     @contextmanager
@@ -518,8 +523,8 @@ def _wants(request: web.Request, default: str) -> str:
     return next((kind for kind in named if kind in (JSON, MSGPACK)), default)
 
 
-def _json(view: msgspec.Struct) -> web.Response:
-    return web.Response(body=msgspec.json.encode(view), content_type=JSON)
+def _json(view: msgspec.Struct, *, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(view), status=status, content_type=JSON)
 
 
 def _msgpack(data: bytes) -> web.Response:

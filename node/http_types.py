@@ -288,6 +288,7 @@ Submitted = Item | Annotated[list[Item], Meta(min_length=1, max_length=ITEMS_MAX
 
 class SubmitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait: Annotated[Wait, Meta(description="What the answer waits for, at most `provider.wait_ms_max`.")] = "accepted"
+    wait_ms: Annotated[int, Meta(ge=1, le=600_000, description="How long at most, where that is less.")] | None = None
 
 
 class ReadQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -144,6 +144,8 @@ def _operation(row: Endpoint, schema_of: SchemaOf) -> Schema:
         "parameters": _parameters(row),
         "responses": {"200": _answer(row, schema_of), **_problems(row.codes)},
     }
+    if row.late is not None:
+        operation["responses"]["202"] = {**_answer(row, schema_of), "description": row.late}
     if row.body is not None:
         schema = schema_of(row.body)
         operation["requestBody"] = {

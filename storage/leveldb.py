@@ -26,7 +26,29 @@ OPEN_FILES_MAX = 256
 BLOOM_BITS_PER_KEY = 10
 
 
-class LevelDb:
+class _LevelDbReads:
+    """What is read of a database, or of a snapshot of one: `_db` is either."""
+
+    _path: Path
+    _db: Any
+
+    def get(self, key: bytes) -> bytes | None:
+        try:
+            value: bytes | None = self._db.get(key, verify_checksums=True)
+        except (plyvel.Error, RuntimeError) as error:
+            raise StorageFailure(f"{self._path}: reading key {key[:48].hex()}: {_text(error)}") from None
+        return value
+
+    def range(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            with self._db.iterator(start=start, stop=stop, reverse=reverse, verify_checksums=True) as pairs:
+                yield from pairs
+        except (plyvel.Error, RuntimeError) as error:
+            place = f"reading keys from {start[:48].hex()}"
+            raise StorageFailure(f"{self._path}: {place}: {_text(error)}") from None
+
+
+class LevelDb(_LevelDbReads):
     """One open LevelDB folder. Only one process can hold it.
 
     `create` makes the folder if it is missing. `sync=False` ignores every request to sync: it exists so
@@ -67,21 +89,6 @@ class LevelDb:
         except (plyvel.Error, OSError) as error:
             raise StorageFailure(_opening(path, error)) from None
 
-    def get(self, key: bytes) -> bytes | None:
-        try:
-            value: bytes | None = self._db.get(key, verify_checksums=True)
-        except (plyvel.Error, RuntimeError) as error:
-            raise StorageFailure(f"{self._path}: reading key {key[:48].hex()}: {_text(error)}") from None
-        return value
-
-    def range(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        try:
-            with self._db.iterator(start=start, stop=stop, reverse=reverse, verify_checksums=True) as pairs:
-                yield from pairs
-        except (plyvel.Error, RuntimeError) as error:
-            place = f"reading keys from {start[:48].hex()}"
-            raise StorageFailure(f"{self._path}: {place}: {_text(error)}") from None
-
     def write(self, batch: Sequence[Write], *, sync: bool) -> None:
         if self._broken is not None:
             raise StorageFailure(f"{self._path}: no writes after a failed one ({self._broken})")
@@ -110,30 +117,15 @@ class LevelDb:
         self._db.close()
 
 
-class LevelDbView:
+class LevelDbView(_LevelDbReads):
     """The database as it was when this was made. To be closed before the database is."""
 
     def __init__(self, path: Path, snapshot: Any) -> None:
         self._path = path
-        self._snapshot = snapshot
-
-    def get(self, key: bytes) -> bytes | None:
-        try:
-            value: bytes | None = self._snapshot.get(key, verify_checksums=True)
-        except (plyvel.Error, RuntimeError) as error:
-            raise StorageFailure(f"{self._path}: reading key {key[:48].hex()}: {_text(error)}") from None
-        return value
-
-    def range(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        try:
-            with self._snapshot.iterator(start=start, stop=stop, reverse=reverse, verify_checksums=True) as pairs:
-                yield from pairs
-        except (plyvel.Error, RuntimeError) as error:
-            place = f"reading keys from {start[:48].hex()}"
-            raise StorageFailure(f"{self._path}: {place}: {_text(error)}") from None
+        self._db = snapshot
 
     def close(self) -> None:
-        self._snapshot.close()
+        self._db.close()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -77,10 +77,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def encode(self) -> bytes:
         return encode(self)
 
-    def chunk_bytes(self, index: int) -> int:
-        """The length of chunk `index`."""
-        return min(CHUNK_BYTES, self.size - index * CHUNK_BYTES)
-
 
 class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`headers` link the header that carries the roots, the first, to the seal's; none where that carries them."""

@@ -9,16 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from carequorum.cli.options import (
-    AsJson,
-    At,
-    GenesisFile,
-    PassphraseFile,
-    Url,
-    WalletFile,
-    access,
-    parse_hex,
-)
+from carequorum.cli.options import AsJson, MemberOptions, parse_hex, shared_options
 from carequorum.cli.output import USAGE, CommandError
 from carequorum.events import Event
 from carequorum.wallet import Wallet
@@ -27,6 +18,7 @@ from ledger.events import CONTRACTS, EventId, parse_event_id
 TRANSACTION_DIGITS = 16
 
 
+@shared_options
 def run(
     from_: Annotated[
         int | None, typer.Option("--from", min=1, metavar="HEIGHT", help="Begin at this block; by default, now.")
@@ -46,11 +38,8 @@ def run(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, metavar="N", help="End after so many; by default, never.")
     ] = None,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    *,
+    options: MemberOptions,
     as_json: AsJson = False,
 ) -> None:
     """Show what takes effect, and what fails, as it is committed. With --json, one document a line.
@@ -64,7 +53,7 @@ def run(
     last = None if after is None else parse_event_id(after)
     handle = None if subject is None else parse_hex(subject, 32, "--subject")
     account = None if member is None else parse_hex(member, 32, "--member")
-    found = access(at, genesis, url, wallet, passphrase_file)
+    found = options.access()
     reader = found.open_wallet() if handle is not None else None
 
     async def follow(reader: Wallet | None, last: EventId | None) -> None:

@@ -6,18 +6,7 @@ from typing import Annotated
 
 import typer
 
-from carequorum.cli.options import (
-    WAIT,
-    AsJson,
-    At,
-    GenesisFile,
-    PassphraseFile,
-    Url,
-    WalletFile,
-    access,
-    parse_hex,
-    passphrase,
-)
+from carequorum.cli.options import WAIT, AsJson, MemberOptions, parse_hex, passphrase, shared_options
 from carequorum.cli.output import USAGE, CommandError, columns, emit
 from carequorum.submission import Committed
 from carequorum.wallet import Wallet
@@ -37,6 +26,7 @@ Proof = Annotated[
     epilog="Example: carequorum member register --role clinician --member-wallet lee.wallet "
     "--at build/devnet/hospital-a"
 )
+@shared_options
 def register(
     role: Annotated[identity.Role, typer.Option(metavar="ROLE", help="admin, auditor, clinician, patient or payer.")],
     member_wallet: Annotated[
@@ -47,15 +37,12 @@ def register(
     ] = None,
     key: Key = None,
     proof: Proof = None,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    *,
+    options: MemberOptions,
     as_json: AsJson = False,
 ) -> None:
     """As an admin, make someone a member of your organisation: by their wallet, or by --key and --proof."""
-    found = access(at, genesis, url, wallet, passphrase_file)
+    found = options.access()
     admin = found.open_wallet()
     if member_wallet is not None and key is None and proof is None:
         member = Wallet.open(member_wallet, passphrase(member_passphrase_file, f"passphrase of {member_wallet}"))
@@ -74,17 +61,15 @@ def register(
 
 
 @app.command(epilog="Example: carequorum member rotate --at build/devnet/hospital-a --wallet lee.wallet")
+@shared_options
 def rotate(
     account: Annotated[
         str | None, typer.Option(metavar="HEX", help="Another member's account, as its admin.")
     ] = None,
     key: Key = None,
     proof: Proof = None,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    *,
+    options: MemberOptions,
     as_json: AsJson = False,
 ) -> None:
     """Replace your own key by a new one; or, as an admin, another's by --account, --key and --proof.
@@ -94,7 +79,7 @@ def rotate(
     given = [option is not None for option in (account, key, proof)]
     if any(given) and not all(given):
         raise CommandError("another's key takes all of --account, --key and --proof", USAGE)
-    found = access(at, genesis, url, wallet, passphrase_file)
+    found = options.access()
     signer = found.open_wallet()
 
     async def run() -> tuple[Committed, bytes]:
@@ -115,18 +100,16 @@ def rotate(
 
 
 @app.command(epilog="Example: carequorum member revoke ACCOUNT --at build/devnet/hospital-a")
+@shared_options
 def revoke(
     account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="The member's account, 64 hex digits.")],
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    *,
+    options: MemberOptions,
     as_json: AsJson = False,
 ) -> None:
     """As an admin, end a membership of your organisation, for ever."""
     whose = parse_hex(account, 32, "ACCOUNT")
-    found = access(at, genesis, url, wallet, passphrase_file)
+    found = options.access()
     signer = found.open_wallet()
 
     async def run() -> Committed:

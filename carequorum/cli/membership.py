@@ -10,17 +10,7 @@ import typer
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from carequorum.cli.options import (
-    WAIT,
-    AsJson,
-    At,
-    GenesisFile,
-    PassphraseFile,
-    Url,
-    WalletFile,
-    access,
-    parse_hex,
-)
+from carequorum.cli.options import WAIT, AsJson, MemberOptions, NodeOptions, parse_hex, shared_options
 from carequorum.cli.output import USAGE, CommandError, columns, emit
 from carequorum.submission import Committed
 from ledger.contracts.network import (
@@ -53,6 +43,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command("proposal", epilog=f"{example} proposal PROPOSAL --at DIR")(show)
 
 
+@shared_options
 def propose_organisation(
     organisation: Annotated[str, typer.Argument(metavar="ORGANISATION", help="Its id.")],
     name: Annotated[str, typer.Option(metavar="TEXT", help="Its name.")],
@@ -65,11 +56,8 @@ def propose_organisation(
         ),
     ],
     no_vote: NoVote = False,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    *,
+    options: MemberOptions,
     as_json: AsJson = False,
 ) -> None:
     """As an admin, put a new organisation to the vote. It is there as soon as the vote passes."""
@@ -78,9 +66,10 @@ def propose_organisation(
         key, _, proof = given.partition(":")
         admins.append(NewAdmin(parse_hex(key, 32, "the key in --admin"), parse_hex(proof, 64, "its proof")))
     change = _checked(lambda: AddOrganisation(admins=admins, id=organisation, kind=kind, name=name))
-    _propose(change, at, genesis, url, wallet, passphrase_file, no_vote=no_vote, as_json=as_json)
+    _propose(change, options, no_vote=no_vote, as_json=as_json)
 
 
+@shared_options
 def propose_node(
     node: NodeArgument,
     organisation: Annotated[str, typer.Option(metavar="ID", help="The organisation that runs it.")],
@@ -89,11 +78,8 @@ def propose_node(
         Path, typer.Option(metavar="FILE", help="Its FILE.crt, from `carequorum keys new --node`.")
     ],
     no_vote: NoVote = False,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    *,
+    options: MemberOptions,
     as_json: AsJson = False,
 ) -> None:
     """As an admin, put a new node to the vote. It becomes a learner, and may be promoted when it has caught up."""
@@ -103,67 +89,59 @@ def propose_node(
         raise CommandError(f"{certificate} is no PEM certificate", USAGE) from None
     standard_key(der, node)
     change = _checked(lambda: AddNode(address=address, certificate=der, id=node, organisation=organisation))
-    _propose(change, at, genesis, url, wallet, passphrase_file, no_vote=no_vote, as_json=as_json)
+    _propose(change, options, no_vote=no_vote, as_json=as_json)
 
 
+@shared_options
 def propose_promotion(
     node: NodeArgument,
     no_vote: NoVote = False,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    *,
+    options: MemberOptions,
     as_json: AsJson = False,
 ) -> None:
     """As an admin, propose that a learner becomes a voter. The leader waits until it is close to the newest block."""
     change = _checked(lambda: Promote(node=node))
-    _propose(change, at, genesis, url, wallet, passphrase_file, no_vote=no_vote, as_json=as_json)
+    _propose(change, options, no_vote=no_vote, as_json=as_json)
 
 
+@shared_options
 def propose_removal(
     node: NodeArgument,
     no_vote: NoVote = False,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    *,
+    options: MemberOptions,
     as_json: AsJson = False,
 ) -> None:
     """As an admin, propose that a node leaves, for ever: neither its id nor its key comes back."""
     change = _checked(lambda: Remove(node=node))
-    _propose(change, at, genesis, url, wallet, passphrase_file, no_vote=no_vote, as_json=as_json)
+    _propose(change, options, no_vote=no_vote, as_json=as_json)
 
 
+@shared_options
 def propose_withdrawal(
     proposal: ProposalArgument,
     no_vote: NoVote = False,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    *,
+    options: MemberOptions,
     as_json: AsJson = False,
 ) -> None:
     """As an admin, propose to drop what PROPOSAL left pending, as long as no block has begun it."""
     change = Withdraw(proposal=parse_hex(proposal, 32, "PROPOSAL"))
-    _propose(change, at, genesis, url, wallet, passphrase_file, no_vote=no_vote, as_json=as_json)
+    _propose(change, options, no_vote=no_vote, as_json=as_json)
 
 
+@shared_options
 def vote(
     proposal: ProposalArgument,
     approve: Annotated[bool, typer.Option("--approve/--reject", help="Which it is; there is no default.")],
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    *,
+    options: MemberOptions,
     as_json: AsJson = False,
 ) -> None:
     """As an admin, give your organisation's vote. It counts once and is not taken back."""
     which = parse_hex(proposal, 32, "PROPOSAL")
-    found = access(at, genesis, url, wallet, passphrase_file)
+    found = options.access()
     admin = found.open_wallet()
 
     async def run() -> tuple[Committed, Proposal]:
@@ -174,16 +152,16 @@ def vote(
     _show(which, *asyncio.run(run()), as_json=as_json)
 
 
+@shared_options
 def show(
     proposal: ProposalArgument,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
+    *,
+    options: NodeOptions,
     as_json: AsJson = False,
 ) -> None:
     """A proposal and the votes on it, proven."""
     which = parse_hex(proposal, 32, "PROPOSAL")
-    found = access(at, genesis, url)
+    found = options.access()
 
     async def run() -> Proposal:
         async with found.client() as client:
@@ -192,18 +170,8 @@ def show(
     _show(which, None, asyncio.run(run()), as_json=as_json)
 
 
-def _propose(
-    change: Proposed,
-    at: Path | None,
-    genesis: Path | None,
-    url: list[str] | None,
-    wallet: Path | None,
-    passphrase_file: Path | None,
-    *,
-    no_vote: bool,
-    as_json: bool,
-) -> None:
-    found = access(at, genesis, url, wallet, passphrase_file)
+def _propose(change: Proposed, options: MemberOptions, *, no_vote: bool, as_json: bool) -> None:
+    found = options.access()
     admin = found.open_wallet()
 
     async def run() -> tuple[bytes, Committed, Proposal]:

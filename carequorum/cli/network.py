@@ -6,7 +6,7 @@ import msgspec
 import typer
 
 from carequorum.cli import membership
-from carequorum.cli.options import AsJson, At, GenesisFile, Linearizable, Url, access
+from carequorum.cli.options import AsJson, Linearizable, NodeOptions, shared_options
 from carequorum.cli.output import columns, emit
 from carequorum.views import NetworkStatus, PendingChange
 
@@ -20,15 +20,15 @@ def group() -> None:
 
 
 @app.command(epilog="Example: carequorum network status --at build/devnet/hospital-a")
+@shared_options
 def status(
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
+    *,
+    options: NodeOptions,
     linearizable: Linearizable = False,
     as_json: AsJson = False,
 ) -> None:
     """Members, leader, heights, and evidence against nodes that contradicted themselves."""
-    found = access(at, genesis, url)
+    found = options.access()
 
     async def run() -> NetworkStatus:
         async with found.client(linearizable=linearizable) as client:

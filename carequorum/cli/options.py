@@ -4,11 +4,14 @@
 from a private file or a prompt.
 """
 
+import functools
 import getpass
+import inspect
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,6 +47,7 @@ Url = Annotated[
         help="A node's provider port, http://host:port; repeat for more nodes.",
     ),
 ]
+TransactionArgument = Annotated[str, typer.Argument(metavar="TRANSACTION", help="Its id, 64 hex digits.")]
 Linearizable = Annotated[
     bool,
     typer.Option("--linearizable", help="Answer only knowing of all that any node has acknowledged until now."),
@@ -103,6 +107,52 @@ def access(
         wallet, passphrase_file = network.wallet(node)
     found = network.genesis if genesis is None else load_genesis(genesis)
     return Access(found, url or [node.url], wallet, passphrase_file)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """The options of a command that talks to a node."""
+
+    at: At
+    genesis: GenesisFile
+    url: Url
+
+    def access(self) -> Access:
+        return access(self.at, self.genesis, self.url)
+
+
+@dataclass(frozen=True, slots=True)
+class MemberOptions(NodeOptions):
+    """The options of a command that does so as a member."""
+
+    wallet: WalletFile
+    passphrase_file: PassphraseFile
+
+    def access(self) -> Access:
+        return access(self.at, self.genesis, self.url, self.wallet, self.passphrase_file)
+
+
+def shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` as typer must see it: with the fields of its keyword parameter `options` in that one's place."""
+    signature = inspect.signature(command)
+    kind = signature.parameters["options"].annotation
+    assert issubclass(kind, NodeOptions)
+    shared = [
+        inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=each.type)
+        for each in fields(kind)
+    ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        options = kind(**{each.name: given.pop(each.name) for each in shared})
+        command(options=options, **given)
+
+    seen: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        seen += shared if parameter.name == "options" else [parameter]
+    run.__annotations__ = {each.name: each.annotation for each in seen}
+    run.__signature__ = signature.replace(parameters=seen)  # type: ignore[attr-defined]
+    return run
 
 
 def passphrase(file: Path | None, prompt: str, *, confirm: bool = False) -> bytes:

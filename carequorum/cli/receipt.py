@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from carequorum.cli.options import AsJson, At, GenesisFile, Linearizable, Url, access, parse_hex
+from carequorum.cli.options import (
+    AsJson,
+    GenesisFile,
+    Linearizable,
+    NodeOptions,
+    TransactionArgument,
+    parse_hex,
+    shared_options,
+)
 from carequorum.cli.output import INVALID, USAGE, CommandError, emit, write_new
 from carequorum.verify import describe_receipt, load_genesis, read_receipt_file, verify_receipt_file
 from ledger.errors import Rejection
@@ -16,18 +24,18 @@ app = typer.Typer(help="Proof of what was committed.")
 
 
 @app.command(epilog="Example: carequorum receipt get TRANSACTION --out tx.receipt --at build/devnet/hospital-a")
+@shared_options
 def get(
-    transaction: Annotated[str, typer.Argument(metavar="TRANSACTION", help="Its id, 64 hex digits.")],
+    transaction: TransactionArgument,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it; never overwritten.")],
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
+    *,
+    options: NodeOptions,
     linearizable: Linearizable = False,
     as_json: AsJson = False,
 ) -> None:
     """Fetch a transaction's receipt, verify it, and keep it in a file."""
     tx_id = parse_hex(transaction, 32, "TRANSACTION")
-    found = access(at, genesis, url)
+    found = options.access()
 
     async def run() -> bytes:
         async with found.client(linearizable=linearizable) as client:
@@ -39,16 +47,16 @@ def get(
 
 
 @app.command(epilog="Example: carequorum receipt extend tx.receipt --out newer.receipt --at build/devnet/hospital-a")
+@shared_options
 def extend(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The saved receipt.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the newer one; never overwritten.")],
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
+    *,
+    options: NodeOptions,
     as_json: AsJson = False,
 ) -> None:
     """Put a saved receipt under the network's newest seal. Works where the transaction itself is pruned."""
-    found = access(at, genesis, url)
+    found = options.access()
     saved = read_receipt_file(file)
 
     async def run() -> bytes:

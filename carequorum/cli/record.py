@@ -11,19 +11,7 @@ from typing import Annotated
 import typer
 
 from carequorum import fhir
-from carequorum.cli.options import (
-    WAIT,
-    Access,
-    AsJson,
-    At,
-    GenesisFile,
-    Linearizable,
-    PassphraseFile,
-    Url,
-    WalletFile,
-    access,
-    parse_hex,
-)
+from carequorum.cli.options import WAIT, Access, AsJson, Linearizable, MemberOptions, parse_hex, shared_options
 from carequorum.cli.output import CommandError, columns, emit, progress, write_new
 from carequorum.client import OpenedRecord
 from carequorum.importing import Imported, NewRecord, add_records
@@ -43,30 +31,27 @@ Subject = Annotated[
         metavar="HEX", help="The handle of the patient's records here (`keys show --organisation`, by the patient)."
     ),
 ]
+ContentType = Annotated[str, typer.Option(metavar="TYPE", help="Its media type; sealed too.")]
+RecordArgument = Annotated[str, typer.Argument(metavar="RECORD", help="The record's id, 64 hex digits.")]
 
 
 @app.command(
     epilog="Example: carequorum record add note.json --patient HEX --subject HEX --at build/devnet/hospital-a "
     "--wallet lee.wallet"
 )
+@shared_options
 def add(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What to seal, byte for byte.")],
     patient: PatientAccount,
     subject: Subject,
-    content_type: Annotated[
-        str, typer.Option(metavar="TYPE", help="Its media type; sealed too.")
-    ] = fhir.CONTENT_TYPE,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    content_type: ContentType = fhir.CONTENT_TYPE,
+    *,
+    options: MemberOptions,
     as_json: AsJson = False,
 ) -> None:
     """As a clinician, seal one file to its patient and yourself, and add it as a record."""
-    found = access(at, genesis, url, wallet, passphrase_file)
-    with file.open("rb") as source:
-        content = source.read(CONTENT_BYTES_MAX + 1)
+    found = options.access()
+    content = _content(file)
     (imported,) = asyncio.run(_add(found, [(str(file), content)], 1, content_type, patient, subject, 1))
     facts = _facts(imported)
     emit(as_json, facts, columns(list(facts.items())))
@@ -77,6 +62,7 @@ def add(
     epilog="Example: carequorum record import history.json --patient HEX --subject HEX --at build/devnet/hospital-a "
     "--wallet lee.wallet",
 )
+@shared_options
 def import_(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A FHIR R4 resource, Bundle or NDJSON file, or a folder of them.")
@@ -84,15 +70,12 @@ def import_(
     patient: PatientAccount,
     subject: Subject,
     in_flight: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="How many at once.")] = 16,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    *,
+    options: MemberOptions,
     as_json: AsJson = False,
 ) -> None:
     """As a clinician, add every resource of a patient's history as a sealed record of its own."""
-    found = access(at, genesis, url, wallet, passphrase_file)
+    found = options.access()
     # Read to the end before anything is written: a source with a fault in it is refused whole.
     total = sum(1 for _ in fhir.read_path(path))
     sources = ((f"{each.source}:{each.offset}", each.data) for each in fhir.read_path(path))
@@ -104,8 +87,9 @@ def import_(
     epilog="Example: carequorum record amend RECORD corrected.json --version 1 --patient HEX "
     "--at build/devnet/hospital-a --wallet lee.wallet"
 )
+@shared_options
 def amend(
-    record: Annotated[str, typer.Argument(metavar="RECORD", help="The record's id, 64 hex digits.")],
+    record: RecordArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What to seal in its place, byte for byte.")],
     version: Annotated[
         int,
@@ -114,21 +98,15 @@ def amend(
         ),
     ],
     patient: PatientAccount,
-    content_type: Annotated[
-        str, typer.Option(metavar="TYPE", help="Its media type; sealed too.")
-    ] = fhir.CONTENT_TYPE,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    content_type: ContentType = fhir.CONTENT_TYPE,
+    *,
+    options: MemberOptions,
     as_json: AsJson = False,
 ) -> None:
     """As a clinician of the record's organisation, replace its content. The version before stays, and opens."""
     record_id, account = parse_hex(record, 32, "RECORD"), parse_hex(patient, 32, "--patient")
-    found = access(at, genesis, url, wallet, passphrase_file)
-    with file.open("rb") as source:
-        content = source.read(CONTENT_BYTES_MAX + 1)
+    found = options.access()
+    content = _content(file)
     author = found.open_wallet()
 
     async def run() -> Committed:
@@ -150,21 +128,19 @@ def amend(
 
 
 @app.command("list", epilog="Example: carequorum record list --at build/devnet/hospital-b --wallet rosa.wallet")
+@shared_options
 def list_(
     subject: Annotated[
         str | None, typer.Option(metavar="HEX", help="A handle; by default your own at your organisation.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, metavar="N", help="The newest so many.")] = 100,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    *,
+    options: MemberOptions,
     linearizable: Linearizable = False,
     as_json: AsJson = False,
 ) -> None:
     """The records under one handle, newest first, each in its newest version."""
-    found = access(at, genesis, url, wallet, passphrase_file)
+    found = options.access()
     member = found.open_wallet()
 
     async def run() -> dict[bytes, Record]:
@@ -200,25 +176,23 @@ def list_(
 @app.command(
     "open", epilog="Example: carequorum record open RECORD --at build/devnet/hospital-b --wallet rosa.wallet"
 )
+@shared_options
 def open_(
-    record: Annotated[str, typer.Argument(metavar="RECORD", help="The record's id, 64 hex digits.")],
+    record: RecordArgument,
     version: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="This version of it; by default the newest.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A new 0600 file for the content, instead of stdout.")
     ] = None,
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
-    wallet: WalletFile = None,
-    passphrase_file: PassphraseFile = None,
+    *,
+    options: MemberOptions,
     linearizable: Linearizable = False,
     as_json: AsJson = False,
 ) -> None:
     """Prove a record, fetch its sealed body, and open it with your keys. The content comes byte for byte."""
     record_id = parse_hex(record, 32, "RECORD")
-    found = access(at, genesis, url, wallet, passphrase_file)
+    found = options.access()
     member = found.open_wallet()
 
     async def run() -> OpenedRecord:
@@ -275,6 +249,12 @@ async def _add(
                     raise CommandError(f"{error} (after {len(imported)} of {total} records)") from None
                 raise
     return imported
+
+
+def _content(file: Path) -> bytes:
+    """Of a file that is too large, as much as shows it."""
+    with file.open("rb") as source:
+        return source.read(CONTENT_BYTES_MAX + 1)
 
 
 def _facts(imported: Imported[str]) -> dict[str, object]:

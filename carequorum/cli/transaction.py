@@ -2,12 +2,11 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Annotated
 
 import msgspec
 import typer
 
-from carequorum.cli.options import AsJson, At, GenesisFile, Linearizable, Url, access, parse_hex
+from carequorum.cli.options import AsJson, Linearizable, NodeOptions, TransactionArgument, parse_hex, shared_options
 from carequorum.cli.output import columns, emit
 from carequorum.submission import TxStatus
 
@@ -20,17 +19,17 @@ def group() -> None:
 
 
 @app.command(epilog="Example: carequorum tx status TRANSACTION --at build/devnet/hospital-a")
+@shared_options
 def status(
-    transaction: Annotated[str, typer.Argument(metavar="TRANSACTION", help="Its id, 64 hex digits.")],
-    at: At = None,
-    genesis: GenesisFile = None,
-    url: Url = None,
+    transaction: TransactionArgument,
+    *,
+    options: NodeOptions,
     linearizable: Linearizable = False,
     as_json: AsJson = False,
 ) -> None:
     """How far it came, by a node's word: unknown, pending, committed, sealed or dropped. Proof is a receipt."""
     tx_id = parse_hex(transaction, 32, "TRANSACTION")
-    found = access(at, genesis, url)
+    found = options.access()
 
     async def run() -> TxStatus:
         async with found.client(linearizable=linearizable) as client:

@@ -7,6 +7,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,18 @@ LEAVES = dict(leaves(typer.main.get_command(app)))
 def test_the_commands_are_these() -> None:
     assert sorted(" ".join(path) for path in LEAVES) == [
         "check",
+        "devnet clock",
+        "devnet delay",
         "devnet down",
+        "devnet heal",
         "devnet kill",
+        "devnet logs",
+        "devnet loss",
+        "devnet oneway",
+        "devnet partition",
+        "devnet pause",
         "devnet restart",
+        "devnet resume",
         "devnet status",
         "devnet up",
         "events",
@@ -178,120 +188,183 @@ def test_a_status_says_where_the_node_may_have_forgotten(
     assert run_json(*asked)["known_since"] == known.known_since
 
 
+@dataclass(frozen=True)
+class Day:
+    """Two hospitals and the commands given there; `folder` has the wallets, whatever is written and the receipts."""
+
+    network: Devnet
+    run: Run
+    run_json: RunJson
+    fail: Fail
+    passphrase_file: Path
+    folder: Path
+
+    @property
+    def at_home(self) -> tuple[str, Path]:
+        return "--at", self.network.folder(self.network.nodes[0])
+
+    @property
+    def away(self) -> Path:
+        return self.network.folder(self.network.nodes[1])
+
+    @property
+    def genesis(self) -> tuple[str, Path]:
+        return "--genesis", self.network.directory / "genesis.json"
+
+    def make_wallet(self, name: str) -> None:
+        Wallet.create(self.folder / f"{name}.wallet", b"correct horse", cost=COST_DEVELOPMENT)
+
+    def wallet(self, name: str, whose: str = "") -> tuple[str | Path, ...]:
+        """The options that name this wallet: the one that signs, or with "member-" the member's."""
+        path = self.folder / f"{name}.wallet"
+        return f"--{whose}wallet", path, f"--{whose}passphrase-file", self.passphrase_file
+
+    def register_clinician(self, name: str) -> None:
+        """Her wallet is at hand."""
+        self.make_wallet(name)
+        self.run("member", "register", *self.at_home, *self.wallet(name, "member-"), "--role", "clinician")
+
+    def open_text(self, record: str, *options: str | Path) -> tuple[str, int]:
+        """What rosa reads, and its version."""
+        opened = self.run_json("record", "open", record, *options, *self.wallet("rosa"))
+        return base64.b64decode(opened["content"]).decode(), opened["version"]
+
+    def newest(self) -> list[Any]:
+        """Rosa's records."""
+        records: list[Any] = self.run_json("record", "list", *self.at_home, *self.wallet("rosa"))["records"]
+        return records
+
+    def prove(self, transaction: str, receipt: Path) -> Any:
+        """Fetch its receipt where it did not come in, and verify it offline."""
+        self.run("receipt", "get", transaction, "--out", receipt, "--at", self.away)
+        proven = self.run_json("receipt", "verify", receipt, *self.genesis)
+        assert (proven["transaction"], proven["code"]) == (transaction, "ok")
+        return proven
+
+
+def register_patient(day: Day) -> tuple[Any, Any]:
+    """Rosa's wallet stays at home and sends a key and a proof. What `keys show` and `member register` answer."""
+    day.make_wallet("rosa")
+    admin_wallet, admin_passphrase = day.network.wallet(day.network.nodes[0])
+    admin = day.run_json("keys", "show", admin_wallet, "--passphrase-file", admin_passphrase)["account"]
+    shown = ("keys", "show", day.folder / "rosa.wallet", "--passphrase-file", day.passphrase_file)
+    card = day.run_json(*shown, "--prove-to", admin, *day.genesis, "--organisation", day.network.nodes[0].id)
+    keys = ("--key", card["key"], "--proof", card["proof"])
+    registered = day.run_json("member", "register", *day.at_home, "--role", "patient", *keys)
+    assert registered["account"] == card["account"]
+    return card, registered
+
+
+def write_and_read(day: Day, card: Any) -> Any:
+    """Records, in and out, byte for byte. What `record add` answers for the note."""
+    folder, rosa = day.folder, day.wallet("rosa")
+    (folder / "history.json").write_text(BUNDLE)
+    (folder / "note.txt").write_text("rest, and plenty of water")
+    to_rosa = ("--patient", card["account"], "--subject", card["subject"], *day.at_home, *day.wallet("lee"))
+    imported = day.run_json("record", "import", folder / "history.json", *to_rosa)["records"]
+    observation = next(each for each in imported if each["source"].endswith(f":{BUNDLE.index(OBSERVATION.decode())}"))
+    note = day.run_json("record", "add", folder / "note.txt", "--content-type", "text/plain", *to_rosa)
+    listed = day.newest()
+    until_sealed(day.run_json, day.away, note["height"])
+    assert {each["record"] for each in listed} == {each["record"] for each in [*imported, note]}
+    assert listed[0]["record"] == note["record"]
+    opened = day.run_json("record", "open", observation["record"], "--at", day.away, *rosa)
+    assert base64.b64decode(opened["content"]) == OBSERVATION
+    assert opened["content_type"] == "application/fhir+json"
+    day.run("record", "open", note["record"], *day.at_home, *rosa, "--out", folder / "copy.txt")
+    assert (folder / "copy.txt").read_text() == "rest, and plenty of water"
+    assert stat.S_IMODE((folder / "copy.txt").stat().st_mode) == 0o600
+    return note
+
+
+def correct_the_note(day: Day, card: Any, note: Any) -> list[Any]:
+    """A colleague amends it, as can be seen at once at the other hospital; what it said before stays. The records."""
+    day.register_clinician("ito")
+    (day.folder / "better.txt").write_text("rest, and no water")
+    better = (day.folder / "better.txt", "--content-type", "text/plain")
+    of_rosa = ("--patient", card["account"], *day.at_home)
+    amending = ("record", "amend", note["record"], *better, "--version", "1", *of_rosa)
+    amended = day.run_json(*amending, *day.wallet("ito"))
+    assert (amended["record"], amended["version"]) == (note["record"], 2)
+    at_once = ("--at", day.away, "--linearizable")
+    assert day.open_text(note["record"], *at_once)[1] == 2
+    assert day.run_json("record", "list", *day.wallet("rosa"), *at_once)["records"][0]["version"] == 2
+    assert day.run_json("tx", "status", amended["transaction"], *at_once)["code"] == "ok"
+    assert day.run_json("network", "status", *at_once)["heights"]["executed"] >= amended["height"]
+    assert day.fail(*amending, *day.wallet("lee"))[1].startswith("stale_version:")
+
+    until_sealed(day.run_json, day.away, amended["height"])
+    for version, text in ((None, "rest, and no water"), (2, "rest, and no water"), (1, "rest, and plenty of water")):
+        chosen = () if version is None else ("--version", str(version))
+        assert day.open_text(note["record"], *chosen, "--at", day.away) == (text, version or 2)
+    third = ("record", "open", note["record"], "--version", "3", *day.at_home, *day.wallet("rosa"))
+    assert day.fail(*third)[1].startswith("no_such_version:")
+    listed = day.newest()
+    assert (listed[0]["record"], listed[0]["version"]) == (note["record"], 2)
+    day.prove(amended["transaction"], day.folder / "amended.receipt")
+    return listed
+
+
+def prove_the_note(day: Day, note: Any) -> None:
+    receipt = day.folder / "tx.receipt"
+    proven = day.prove(note["transaction"], receipt)
+    status = day.run_json("tx", "status", note["transaction"], "--at", day.away)
+    assert (status["status"], status["height"]) == ("sealed", proven["height"])
+    damaged = bytearray(receipt.read_bytes())
+    damaged[-1] ^= 1
+    receipt.write_bytes(damaged)
+    code, line = day.fail("receipt", "verify", receipt, *day.genesis)
+    assert code == 3
+    assert "does not verify" in line
+
+
+def tell_what_happened(day: Day, card: Any, registered: Any, listed: list[Any]) -> None:
+    """The same at either hospital."""
+    about_rosa = ("events", "--from", "1", "--subject", card["subject"], "--limit", "4", "--json")
+    told = day.run(*about_rosa, *day.at_home, *day.wallet("lee"))
+    assert day.run(*about_rosa, "--at", day.away, *day.wallet("lee")) == told
+    events = [json.loads(line) for line in told.splitlines()]
+    assert [each["actions"][0]["do"] for each in events] == ["record.add"] * 3 + ["record.amend"]
+    assert {each["actions"][0]["record"] for each in events} == {each["record"] for each in listed}
+    after = ("--after", events[-2]["id"], "--contract", "records", "--limit", "1")
+    (last,) = day.run("events", *after, *day.at_home).splitlines()
+    assert last.split()[0] == events[-1]["id"]
+    assert f"record.amend body=0 record={listed[0]['record']}" in last
+    of_her = day.run("events", "--from", "1", "--member", card["account"], "--limit", "1", "--json", *day.at_home)
+    assert json.loads(of_her)["transaction"] == registered["transaction"]
+
+
+def change_and_end_keys(day: Day, card: Any, listed: list[Any]) -> None:
+    rosa = day.wallet("rosa")
+    day.run("member", "rotate", *day.at_home, *rosa)
+    assert day.newest() == listed
+    day.run("member", "revoke", card["account"], *day.at_home)
+    listing = ("record", "list", *day.at_home, *rosa, "--subject", card["subject"])
+    assert day.fail(*listing)[1].startswith("revoked:")
+
+
 @pytest.mark.processes
 def test_a_day_at_the_hospital(
     network: Devnet, run: Run, run_json: RunJson, fail: Fail, passphrase_file: Path, tmp_path: Path
 ) -> None:
-    home, away = (network.folder(node) for node in network.nodes)
-    at_home = ("--at", home)
-    for name in ("lee", "rosa"):
-        Wallet.create(tmp_path / f"{name}.wallet", b"correct horse", cost=COST_DEVELOPMENT)
-    lee = ("--wallet", tmp_path / "lee.wallet", "--passphrase-file", passphrase_file)
-    rosa = ("--wallet", tmp_path / "rosa.wallet", "--passphrase-file", passphrase_file)
-
-    # The clinician's wallet is at hand; the patient's stays at home and sends a key and a proof.
-    new = ("--member-wallet", tmp_path / "lee.wallet", "--member-passphrase-file", passphrase_file)
-    run("member", "register", *at_home, *new, "--role", "clinician")
-    admin_wallet, admin_passphrase = network.wallet(network.nodes[0])
-    admin = run_json("keys", "show", admin_wallet, "--passphrase-file", admin_passphrase)["account"]
-    genesis = ("--genesis", network.directory / "genesis.json")
-    shown = ("keys", "show", tmp_path / "rosa.wallet", "--passphrase-file", passphrase_file)
-    card = run_json(*shown, "--prove-to", admin, *genesis, "--organisation", network.nodes[0].id)
-    registered = run_json(
-        "member", "register", *at_home, "--role", "patient", "--key", card["key"], "--proof", card["proof"]
-    )
-    assert registered["account"] == card["account"]
-
-    # Records, in and out, byte for byte.
-    (tmp_path / "history.json").write_text(BUNDLE)
-    (tmp_path / "note.txt").write_text("rest, and plenty of water")
-    to_rosa = ("--patient", card["account"], "--subject", card["subject"], *at_home, *lee)
-    imported = run_json("record", "import", tmp_path / "history.json", *to_rosa)["records"]
-    observation = next(each for each in imported if each["source"].endswith(f":{BUNDLE.index(OBSERVATION.decode())}"))
-    note = run_json("record", "add", tmp_path / "note.txt", "--content-type", "text/plain", *to_rosa)
-    listed = run_json("record", "list", *at_home, *rosa)["records"]
-    until_sealed(run_json, away, note["height"])
-    assert {each["record"] for each in listed} == {each["record"] for each in [*imported, note]}
-    assert listed[0]["record"] == note["record"]
-    opened = run_json("record", "open", observation["record"], "--at", away, *rosa)
-    assert base64.b64decode(opened["content"]) == OBSERVATION
-    assert opened["content_type"] == "application/fhir+json"
-    run("record", "open", note["record"], *at_home, *rosa, "--out", tmp_path / "copy.txt")
-    assert (tmp_path / "copy.txt").read_text() == "rest, and plenty of water"
-    assert stat.S_IMODE((tmp_path / "copy.txt").stat().st_mode) == 0o600
-    # A colleague corrects the note; what it said before stays.
-    Wallet.create(tmp_path / "ito.wallet", b"correct horse", cost=COST_DEVELOPMENT)
-    ito = ("--wallet", tmp_path / "ito.wallet", "--passphrase-file", passphrase_file)
-    colleague = ("--member-wallet", tmp_path / "ito.wallet", "--member-passphrase-file", passphrase_file)
-    run("member", "register", *at_home, *colleague, "--role", "clinician")
-    (tmp_path / "better.txt").write_text("rest, and no water")
-    amending = ("record", "amend", note["record"], tmp_path / "better.txt", "--content-type", "text/plain")
-    of_rosa = ("--patient", card["account"], *at_home)
-    amended = run_json(*amending, "--version", "1", *of_rosa, *ito)
-    assert (amended["record"], amended["version"]) == (note["record"], 2)
-    # At once, at another hospital.
-    for command in (("record", "open", note["record"], *rosa), ("record", "list", *rosa)):
-        newest = run_json(*command, "--at", away, "--linearizable")
-        assert (newest["records"][0] if "records" in newest else newest)["version"] == 2
-    assert run_json("tx", "status", amended["transaction"], "--at", away, "--linearizable")["code"] == "ok"
-    heights = run_json("network", "status", "--at", away, "--linearizable")["heights"]
-    assert heights["executed"] >= amended["height"]
-    assert fail(*amending, "--version", "1", *of_rosa, *lee)[1].startswith("stale_version:")
-    until_sealed(run_json, away, amended["height"])
-    for version, text in ((None, "rest, and no water"), (2, "rest, and no water"), (1, "rest, and plenty of water")):
-        chosen = () if version is None else ("--version", str(version))
-        opened = run_json("record", "open", note["record"], *chosen, "--at", away, *rosa)
-        assert (base64.b64decode(opened["content"]).decode(), opened["version"]) == (text, version or 2)
-    assert fail("record", "open", note["record"], "--version", "3", *at_home, *rosa)[1].startswith("no_such_version:")
-    listed = run_json("record", "list", *at_home, *rosa)["records"]
-    assert (listed[0]["record"], listed[0]["version"]) == (note["record"], 2)
-    run("receipt", "get", amended["transaction"], "--out", tmp_path / "amended.receipt", "--at", away)
-    proven = run_json("receipt", "verify", tmp_path / "amended.receipt", *genesis)
-    assert (proven["transaction"], proven["code"]) == (amended["transaction"], "ok")
+    day = Day(network, run, run_json, fail, passphrase_file, tmp_path)
+    day.register_clinician("lee")
+    card, registered = register_patient(day)
+    note = write_and_read(day, card)
+    listed = correct_the_note(day, card, note)
     # The admin is no reader, wherever it asks.
-    assert fail("record", "open", note["record"], *at_home) == (
+    assert fail("record", "open", note["record"], *day.at_home) == (
         1,
         "not_a_reader: none of the wallet's keys opens this record",
     )
+    prove_the_note(day, note)
+    tell_what_happened(day, card, registered, listed)
+    change_and_end_keys(day, card, listed)
 
-    # Proof of it.
-    run("receipt", "get", note["transaction"], "--out", tmp_path / "tx.receipt", "--at", away)
-    proven = run_json("receipt", "verify", tmp_path / "tx.receipt", *genesis)
-    assert (proven["transaction"], proven["code"]) == (note["transaction"], "ok")
-    status = run_json("tx", "status", note["transaction"], "--at", away)
-    assert (status["status"], status["height"]) == ("sealed", proven["height"])
-    damaged = bytearray((tmp_path / "tx.receipt").read_bytes())
-    damaged[-1] ^= 1
-    (tmp_path / "tx.receipt").write_bytes(damaged)
-    code, line = fail("receipt", "verify", tmp_path / "tx.receipt", *genesis)
-    assert code == 3
-    assert "does not verify" in line
-
-    # What happened, the same at either hospital.
-    about_rosa = ("events", "--from", "1", "--subject", card["subject"], "--limit", "4", "--json")
-    told = run(*about_rosa, *at_home, *lee)
-    assert run(*about_rosa, "--at", away, *lee) == told
-    events = [json.loads(line) for line in told.splitlines()]
-    assert [each["actions"][0]["do"] for each in events] == ["record.add"] * 3 + ["record.amend"]
-    assert {each["actions"][0]["record"] for each in events} == {each["record"] for each in listed}
-    (last,) = run(
-        "events", "--after", events[-2]["id"], "--contract", "records", "--limit", "1", *at_home
-    ).splitlines()
-    assert last.split()[0] == events[-1]["id"]
-    assert f"record.amend body=0 record={note['record']}" in last
-    of_her = run("events", "--from", "1", "--member", card["account"], "--limit", "1", "--json", *at_home)
-    assert json.loads(of_her)["transaction"] == registered["transaction"]
-
-    # Keys change and end.
-    run("member", "rotate", *at_home, *rosa)
-    assert run_json("record", "list", *at_home, *rosa)["records"] == listed
-    run("member", "revoke", card["account"], *at_home)
-    assert fail("record", "list", *at_home, *rosa, "--subject", card["subject"])[1].startswith("revoked:")
-
-    view = run_json("network", "status", *at_home)
+    view = run_json("network", "status", *day.at_home)
     assert view["chain"] == network.genesis.chain_id().hex()
     assert [member["id"] for member in view["members"]] == sorted(node.id for node in network.nodes)
-    assert "leader" in run("network", "status", *at_home)
+    assert "leader" in run("network", "status", *day.at_home)
 
 
 @pytest.mark.processes

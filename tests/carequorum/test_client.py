@@ -43,11 +43,6 @@ pytestmark = pytest.mark.asyncio
 
 
 @pytest.fixture
-def doctor(tmp_path: Path) -> Wallet:
-    return make_wallet(tmp_path, "doctor")
-
-
-@pytest.fixture
 def patient(tmp_path: Path) -> Wallet:
     return make_wallet(tmp_path, "patient")
 

@@ -8,7 +8,7 @@ from ledger.keys import SigningKey, sha256
 
 RECORD_KEY = bytes(range(RECORD_KEY_BYTES))
 SEEDS = [sha256(name) for name in (b"author", b"patient", b"stranger")]
-AUTHOR, PATIENT, STRANGER = (SigningKey(seed).public for seed in SEEDS)
+AUTHOR, PATIENT, _ = (SigningKey(seed).public for seed in SEEDS)
 # A point of order 8 (RFC 7748 and libsodium's own list), and one of order 1.
 SMALL_ORDER = ["26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05", "01" + "00" * 31]
 

@@ -74,7 +74,7 @@ def test_the_whole_of_it(tmp_path: Path) -> None:
     assert report["resources_equal"] == RESOURCES
     assert report["leader_kills"] == 1
     assert report["seconds_without_commit"] > 0
-    assert [node.id for node in Devnet(kept).nodes if Devnet(kept).process(node)] == []
+    assert [node.id for node in Devnet(kept).nodes if Devnet(kept).pid(node)] == []
 
 
 def test_a_source_that_is_no_fhir_fails_and_leaves_no_daemon(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_source_that_is_no_fhir_fails_and_leaves_no_daemon(tmp_path: Path) -> 
     assert ended.stderr.startswith("demo: bad_fhir:")
     assert ended.stderr.count("\n") == 1
     network = Devnet(kept)
-    assert network.process(network.nodes[0]) is None
+    assert network.pid(network.nodes[0]) is None
     assert not out.exists()
 
 

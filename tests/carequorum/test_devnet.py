@@ -5,15 +5,14 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from carequorum import devnet
 from carequorum.cli import main
-from carequorum.devnet import Devnet, DevnetError, DevnetNode, create, free_ports
+from carequorum.devnet import Devnet, DevnetError, DevnetNode, Faults, create, files, free_ports, local
 from carequorum.processes import Process, is_running, send, spawn, wait
 from carequorum.wallet import Wallet, read_passphrase
 from ledger.genesis import genesis_from_json
@@ -26,7 +25,7 @@ FAKE = (sys.executable, "-m", "tests.carequorum.fake_daemon")
 
 @pytest.fixture
 def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Devnet]:
-    monkeypatch.setattr(devnet, "DAEMON", FAKE)
+    monkeypatch.setattr(local, "DAEMON", FAKE)
     created = create(tmp_path / "net", 2)
     yield created
     created.kill(created.nodes)
@@ -88,7 +87,7 @@ def test_ports_are_distinct_and_below_the_ephemeral_range(monkeypatch: pytest.Mo
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", ports[0]))
         taken.listen()
-        monkeypatch.setattr(devnet, "_PORTS", range(ports[0], ports[0] + 1))
+        monkeypatch.setattr(files, "_PORTS", range(ports[0], ports[0] + 1))
         with pytest.raises(DevnetError, match="fewer than 1 free"):
             free_ports(1)
 
@@ -114,7 +113,7 @@ def test_up_kill_restart_down(network: Devnet) -> None:
     assert [(node.id, node.ready) for node in network.status()] == [("hospital-a", True), ("hospital-b", True)]
     assert network.leader() == hospital_a
 
-    first = network.process(hospital_a)
+    first = network.pid(hospital_a)
     assert first is not None
     killed = network.kill([hospital_a])
     assert {node: how and how.code for node, how in killed.items()} == {"hospital-a": -signal.SIGKILL}
@@ -124,17 +123,97 @@ def test_up_kill_restart_down(network: Devnet) -> None:
         ("hospital-b", False, True),
     ]
 
-    untouched = network.process(hospital_b)
+    untouched = network.pid(hospital_b)
     network.start(network.nodes)
-    second = network.process(hospital_a)
+    second = network.pid(hospital_a)
     assert second is not None
     assert second != first
-    assert network.process(hospital_b) == untouched
+    assert network.pid(hospital_b) == untouched
 
     # Another command, which is not the daemons' parent, finds and stops them too.
     ended = Devnet(network.directory).stop(network.nodes)
     assert {node: how and how.code for node, how in ended.items()} == {"hospital-a": 0, "hospital-b": 0}
     assert network.stop(network.nodes) == {}
+
+
+def test_a_paused_daemon_answers_nobody_and_goes_on_where_it_was(network: Devnet) -> None:
+    hospital_a, hospital_b = network.nodes
+    network.start(network.nodes)
+    pid = network.pid(hospital_a)
+    network.pause([hospital_a])
+    assert [(node.paused, node.ready) for node in network.status()] == [(True, False), (False, True)]
+    assert network.pid(hospital_a) == pid
+    network.resume([hospital_a])
+    assert [(node.id, node.ready) for node in network.status()] == [("hospital-a", True), ("hospital-b", True)]
+    assert network.pid(hospital_a) == pid
+    network.kill([hospital_b])
+    for act in (network.pause, network.resume):
+        with pytest.raises(DevnetError, match="hospital-b does not run"):
+            act([hospital_b])
+
+
+def test_a_paused_daemon_can_be_stopped_in_order(network: Devnet) -> None:
+    network.start(network.nodes)
+    network.pause(network.nodes[:1])
+    ended = network.down()
+    assert {node: how and how.code for node, how in ended.items()} == {"hospital-a": 0, "hospital-b": 0}
+
+
+def test_between_processes_there_is_no_wire_to_break(network: Devnet) -> None:
+    network.start(network.nodes)
+    breaking: list[Callable[[], Faults]] = [
+        lambda: network.partition([["hospital-a"], ["hospital-b"]]),
+        lambda: network.oneway("hospital-a", "hospital-b"),
+        lambda: network.delay("hospital-a", 1),
+        lambda: network.loss("hospital-a", 1),
+        network.heal,
+    ]
+    for act in breaking:
+        with pytest.raises(DevnetError, match="no wire to break: devnet up --backend netns, or docker"):
+            act()
+    assert network.faults == Faults()
+
+
+def test_what_a_process_network_cannot_do_is_refused(network: Devnet, tmp_path: Path) -> None:
+    with pytest.raises(DevnetError, match="keeps nothing outside of"):
+        network.down(volumes=True)
+    with pytest.raises(DevnetError, match="no backend 'cloud'; there are process, netns, docker"):
+        create(tmp_path / "other", 1, backend="cloud")
+    assert not (tmp_path / "other").exists()
+
+
+def test_learners_have_no_vote(tmp_path: Path) -> None:
+    network = create(tmp_path / "net", 3, learners=2)
+    assert [node.id for node in network.nodes][3:] == ["clinic-a", "clinic-b"]
+    configuration = network.genesis.configuration()
+    assert sorted(configuration.voters) == ["hospital-a", "hospital-b", "hospital-c"]
+    assert sorted(configuration.learners) == ["clinic-a", "clinic-b"]
+
+
+def test_the_last_lines_of_a_log(network: Devnet) -> None:
+    hospital_a = network.nodes[0]
+    assert network.last_lines(hospital_a, 3) == []
+    network.log(hospital_a).write_text("one\ntwo\nthree\n")
+    assert network.last_lines(hospital_a, 2) == ["two", "three"]
+
+
+def test_a_changed_configuration_keeps_all_else(network: Devnet) -> None:
+    hospital_a = network.nodes[0]
+    before = load_config(network.folder(hospital_a) / "node.toml")
+    network.configure(hospital_a, {"devnet": {"clock_offset_ms": -10_000}, "storage": {"join": "replay"}})
+    after = load_config(network.folder(hospital_a) / "node.toml")
+    assert (after.devnet.clock_offset_ms, after.storage.join) == (-10_000, "replay")
+    assert msgspec.structs.replace(after, devnet=before.devnet, storage=before.storage) == before
+
+
+def test_a_folder_of_another_format_is_refused(network: Devnet) -> None:
+    path = network.directory / "devnet.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(DevnetError, match="has format 1, not 2: make the network anew"):
+        Devnet(network.directory)
+    path.write_text("[1]")
+    with pytest.raises(DevnetError, match=r"devnet\.json: "):
+        Devnet(network.directory)
 
 
 def test_a_daemon_that_ends_at_once_is_reported_with_its_last_words(network: Devnet) -> None:
@@ -158,7 +237,7 @@ def test_a_daemon_that_the_network_removed_is_told_and_no_failure(
 
 
 def test_a_daemon_that_does_not_get_ready_in_time_is_named(network: Devnet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devnet, "DAEMON", (sys.executable, "-c", "import signal; signal.pause()"))
+    monkeypatch.setattr(local, "DAEMON", (sys.executable, "-c", "import signal; signal.pause()"))
     with pytest.raises(DevnetError, match=r"not ready within 0\.1 s: hospital-a"):
         network.start(network.nodes[:1], timeout_s=0.1)
 
@@ -168,7 +247,7 @@ def test_stop_says_who_would_not(network: Devnet) -> None:
     (network.folder(hospital_a) / "stubborn").touch()
     network.start([hospital_a])
     assert network.stop([hospital_a], timeout_s=0.1) == {"hospital-a": None}
-    assert network.process(hospital_a) is not None
+    assert network.pid(hospital_a) is not None
 
 
 def test_another_network_on_the_port_is_no_readiness(network: Devnet, tmp_path: Path) -> None:

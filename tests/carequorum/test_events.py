@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from hypothesis import assume, given
@@ -31,7 +30,6 @@ from tests.carequorum.ports import (
     client_of,
     closed_url,
     make_wallet,
-    open_port,
     refuses,
 )
 
@@ -159,20 +157,6 @@ def test_a_stream_goes_on_after_any_event(events: list[EventId], after: int) -> 
 
 
 # Real ports.
-
-
-@pytest.fixture
-def doctor(tmp_path: Path) -> Wallet:
-    return make_wallet(tmp_path, "doctor")
-
-
-@pytest_asyncio.fixture
-async def ports(doctor: Wallet) -> AsyncIterator[list[Port]]:
-    """Two nodes that share a ledger, on which the doctor is registered: event 1.0.0."""
-    hospital = Hospital()
-    hospital.register(doctor, "clinician")
-    async with open_port(hospital) as first, open_port(hospital.twin("south-1")) as second:
-        yield [first, second]
 
 
 async def add(client: Client, count: int, subject: bytes = b"s" * 32) -> None:

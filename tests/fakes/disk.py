@@ -46,7 +46,7 @@ class PowerLossDisk:
             raise StorageFailure("the fake disk fails to write")
         self.batches += 1
         self._unsynced.append(tuple(batch))
-        _apply(self._current, batch)
+        apply(self._current, batch)
         if sync and not self.sync_ignored:
             self._keep(len(self._unsynced))
 
@@ -80,11 +80,11 @@ class PowerLossDisk:
     def damage(self, key: bytes, value: bytes | None) -> None:
         """Change one value behind everybody's back, or with None lose it."""
         for content in (self._current, self._durable):
-            _apply(content, [(key, value)])
+            apply(content, [(key, value)])
 
     def _keep(self, count: int) -> None:
         for batch in self._unsynced[:count]:
-            _apply(self._durable, batch)
+            apply(self._durable, batch)
         del self._unsynced[:count]
 
     def _require_open(self) -> None:
@@ -109,7 +109,7 @@ class DiskView:
         self._content = {}
 
 
-def _apply(content: dict[bytes, bytes], batch: Sequence[Write]) -> None:
+def apply(content: dict[bytes, bytes], batch: Sequence[Write]) -> None:
     for key, value in batch:
         if value is None:
             content.pop(key, None)

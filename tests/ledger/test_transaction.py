@@ -210,7 +210,10 @@ def test_envelopes_that_do_not_fit(edit: Edit, code: str) -> None:
 
 
 def test_the_unedited_envelope_fits() -> None:
-    check_signature(decode_transaction(resigned(lambda envelope: None)), CHAIN)
+    transaction = added()
+    again = decode_transaction(resigned(lambda envelope: None, transaction))
+    assert again.envelope == transaction.envelope
+    check_signature(again, CHAIN)
 
 
 def test_a_body_has_exactly_one_action() -> None:

@@ -12,8 +12,8 @@ from aiohttp import web
 
 from consensus.messages import Message
 from ledger.node_cert import make_certificate
-from network.greeting import PATHS, Greeter
-from network.messages import Lane
+from network.greeting import PATHS, Greeter, read_greeting
+from network.messages import PROTOCOL_VERSION, Goodbye, Hello, Lane
 from network.peer_network import PeerNetwork
 from network.port import (
     BlockRange,
@@ -220,6 +220,31 @@ async def greeted_lane(
         await socket.send_bytes(Greeter(identity(node_id), CHAIN).hello("a"))
         await socket.receive_bytes(timeout=PATIENCE_S)
         yield socket
+
+
+async def goodbye(socket: aiohttp.ClientWebSocketResponse, chain: bytes = CHAIN) -> str:
+    """The reason that the accepting side "a" gives under its signature, after which it closes."""
+    message = read_greeting(await socket.receive_bytes(timeout=PATIENCE_S))
+    if isinstance(message, Hello):
+        assert (message.version, message.chain, message.node) == (PROTOCOL_VERSION, chain, "a")
+        message = read_greeting(await socket.receive_bytes(timeout=PATIENCE_S))
+    assert isinstance(message, Goodbye)
+    Greeter(identity("b"), chain).check_goodbye(message, "a", identity("a").certificate)
+    assert (await socket.receive(timeout=PATIENCE_S)).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
+    return message.reason
+
+
+async def refuses_handshake(address: tuple[str, int], context: ssl.SSLContext) -> bool:
+    """Whether a TLS connection fails; in version 1.3 the client learns of it when it reads."""
+    try:
+        reader, writer = await asyncio.open_connection(*address, ssl=context)
+        try:
+            await reader.readexactly(1)
+        finally:
+            writer.close()
+    except (ssl.SSLError, ConnectionError, EOFError):
+        return True
+    return False
 
 
 def shared(number: int, size_bytes: int = 300) -> SharedTransaction:

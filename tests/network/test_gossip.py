@@ -1,8 +1,11 @@
 """Transactions pushed, announced, fetched; blocks and bodies asked for and answered. Over real links."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import aiohttp
 import pytest
 
 from ledger.transaction import body_commitment
@@ -10,7 +13,7 @@ from network import gossip, sync
 from network.frames import pack
 from network.messages import TRANSACTION_BYTES_MAX, Blocks, Bodies, Lane
 from network.port import BlockRange, FetchFailed, NetworkSettings, SharedTransaction, SnapshotOffer
-from tests.network.peers import SETTINGS, Recorder, greeted_lane, member, network, pair, shared
+from tests.network.peers import SETTINGS, Pair, Recorder, greeted_lane, member, network, pair, shared
 
 QUICK = replace(SETTINGS, fetch_timeout_ms=50)
 
@@ -34,6 +37,8 @@ async def test_a_burst_beyond_the_pending_bound_leaves_at_once() -> None:
         two.a.push_transactions([shared(1)])
         two.a.push_transactions([shared(number) for number in range(gossip.PENDING_TRANSACTIONS_MAX - 1)])
         await two.at_b.until(lambda: len(two.at_b.transactions) == 1 + gossip.PENDING_TRANSACTIONS_MAX)
+        numbers = [0, 1, *range(gossip.PENDING_TRANSACTIONS_MAX - 1)]
+        assert two.at_b.transactions == [("a", shared(number)) for number in numbers]
 
 
 @pytest.mark.asyncio
@@ -43,6 +48,7 @@ async def test_a_batch_waits_no_longer_than_the_interval() -> None:
         await two.at_b.until(lambda: len(two.at_b.transactions) == 1)
         two.a.push_transactions([shared(2)])
         await two.at_b.until(lambda: len(two.at_b.transactions) == 2)
+        assert two.at_b.transactions == [("a", shared(1)), ("a", shared(2))]
 
 
 @pytest.mark.asyncio
@@ -103,6 +109,7 @@ async def test_a_fetch_that_was_not_answered_is_repeated(monkeypatch: pytest.Mon
     async with pair(replace(SETTINGS, reannounce_ms=2)) as two:
         two.at_a.pool[item] = shared(5)
         await two.at_b.until(lambda: len(two.at_b.transactions) >= 2)
+        assert two.at_b.transactions[:2] == [("a", shared(5))] * 2
 
 
 @pytest.mark.asyncio
@@ -188,6 +195,20 @@ async def test_a_peer_that_leaves_ends_the_questions_put_to_it() -> None:
             await question
 
 
+@asynccontextmanager
+async def answered_by_hand() -> AsyncIterator[tuple[Pair, aiohttp.ClientWebSocketResponse]]:
+    """Node "a" asks "b"; what is sent on this lane comes to it as from "b"."""
+    at_a, at_b = Recorder(), Recorder()
+    async with (
+        network("b", at_b, {"a": member("a")}) as b,
+        network("a", at_a, {"b": member("b", b.address)}) as a,
+        greeted_lane(a.address, "b") as lane,
+        greeted_lane(a.address, "b", Lane.GOSSIP),
+    ):
+        await at_a.until(lambda: at_a.connected)
+        yield Pair(a, b, at_a, at_b), lane
+
+
 @pytest.mark.parametrize(
     "answer",
     [Bodies(1, []), Blocks(1, [b"block"], None, 0), Blocks(1, [], b"certificate", 0)],
@@ -195,34 +216,20 @@ async def test_a_peer_that_leaves_ends_the_questions_put_to_it() -> None:
 )
 @pytest.mark.asyncio
 async def test_an_answer_to_another_question_closes_the_link(answer: object) -> None:
-    at_a, at_b = Recorder(), Recorder()
-    async with (
-        network("b", at_b, {"a": member("a")}) as b,
-        network("a", at_a, {"b": member("b", b.address)}) as a,
-        greeted_lane(a.address, "b") as lane,
-        greeted_lane(a.address, "b", Lane.GOSSIP),
-    ):
-        await at_a.until(lambda: at_a.connected)
-        question = asyncio.create_task(a.fetch_blocks("b", 1, 1))
-        await at_b.until(lambda: at_b.counts["in getblocks"])
+    async with answered_by_hand() as (two, lane):
+        question = asyncio.create_task(two.a.fetch_blocks("b", 1, 1))
+        await two.at_b.until(lambda: two.at_b.counts["in getblocks"])
         await lane.send_bytes(pack(answer).frames[0])
         with pytest.raises(FetchFailed, match="malformed"):
             await question
-        await at_a.until(lambda: at_a.counts["frame bad_message"])
+        await two.at_a.until(lambda: two.at_a.counts["frame bad_message"])
 
 
 @pytest.mark.asyncio
 async def test_a_body_that_nobody_asked_for_closes_the_link() -> None:
-    at_a, at_b = Recorder(), Recorder()
-    async with (
-        network("b", at_b, {"a": member("a")}) as b,
-        network("a", at_a, {"b": member("b", b.address)}) as a,
-        greeted_lane(a.address, "b") as lane,
-        greeted_lane(a.address, "b", Lane.GOSSIP),
-    ):
-        await at_a.until(lambda: at_a.connected)
-        question = asyncio.create_task(a.fetch_bodies("b", [body_commitment(b"asked")]))
-        await at_b.until(lambda: at_b.counts["in getbodies"])
+    async with answered_by_hand() as (two, lane):
+        question = asyncio.create_task(two.a.fetch_bodies("b", [body_commitment(b"asked")]))
+        await two.at_b.until(lambda: two.at_b.counts["in getbodies"])
         await lane.send_bytes(pack(Bodies(1, [b"asked", b"another"])).frames[0])
         with pytest.raises(FetchFailed, match="malformed"):
             await question

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from consensus.messages import Append, PreVote
 from network.frames import FRAME_BYTES_MAX, MORE, pack
-from network.greeting import Greeter, read_greeting
+from network.greeting import Greeter
 from network.messages import PROTOCOL_VERSION, Announce, Goodbye, Hello, Lane, Stream, kind_of
 from network.port import Peer
 from tests.network.peers import (
@@ -22,48 +22,24 @@ from tests.network.peers import (
     Recorder,
     client_context,
     fake_acceptor,
+    goodbye,
     greeted_lane,
     identity,
     member,
     network,
     pair,
     raw_lane,
+    refuses_handshake,
 )
 
 PRE_VOTE = pack(PreVote(1, 0, 0)).frames[0]
-
-
-async def goodbye(socket: aiohttp.ClientWebSocketResponse) -> str:
-    """The reason that the accepting side "a" gives, after which it closes."""
-    message = read_greeting(await socket.receive_bytes(timeout=PATIENCE_S))
-    if isinstance(message, Hello):
-        assert (message.version, message.chain, message.node) == (PROTOCOL_VERSION, CHAIN, "a")
-        message = read_greeting(await socket.receive_bytes(timeout=PATIENCE_S))
-    assert isinstance(message, Goodbye)
-    Greeter(identity("b"), CHAIN).check_goodbye(message, "a", identity("a").certificate)
-    assert (await socket.receive(timeout=PATIENCE_S)).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
-    return message.reason
-
-
-async def refused_handshake(address: tuple[str, int], context: ssl.SSLContext) -> None:
-    """A TLS connection that expects to be refused; in version 1.3 the client learns of it when it reads."""
-
-    async def read() -> None:
-        reader, writer = await asyncio.open_connection(*address, ssl=context)
-        try:
-            await reader.readexactly(1)
-        finally:
-            writer.close()
-
-    with pytest.raises((ssl.SSLError, ConnectionError, EOFError)):
-        await read()
 
 
 @pytest.mark.asyncio
 async def test_no_certificate() -> None:
     recorder = Recorder()
     async with network("a", recorder, {"b": member("b")}) as a:
-        await refused_handshake(a.address, client_context(None, [identity("a").certificate]))
+        assert await refuses_handshake(a.address, client_context(None, [identity("a").certificate]))
         await recorder.until(lambda: recorder.counts["connection no_certificate"])
         assert not a.peers()["b"].receiving
 
@@ -72,7 +48,7 @@ async def test_no_certificate() -> None:
 async def test_a_certificate_that_the_ledger_does_not_name() -> None:
     recorder = Recorder()
     async with network("a", recorder, {"b": member("b")}) as a:
-        await refused_handshake(a.address, client_context(identity("stranger"), [identity("a").certificate]))
+        assert await refuses_handshake(a.address, client_context(identity("stranger"), [identity("a").certificate]))
         await recorder.until(lambda: recorder.counts["connection unknown_certificate"])
 
 
@@ -82,7 +58,7 @@ async def test_an_older_tls() -> None:
     context = client_context(None, [identity("a").certificate])
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     async with network("a", recorder, {"b": member("b")}) as a:
-        await refused_handshake(a.address, context)
+        assert await refuses_handshake(a.address, context)
         await recorder.until(lambda: recorder.counts["connection tls"])
 
 
@@ -368,6 +344,6 @@ async def test_too_many_handshakes_at_once_are_refused(monkeypatch: pytest.Monke
             context.wrap_bio(incoming, outgoing).do_handshake()
         _, idle = await asyncio.open_connection(*a.address)
         idle.write(outgoing.read()[:20])
-        await refused_handshake(a.address, context)
+        assert await refuses_handshake(a.address, context)
         assert recorder.counts["connection busy"] >= 1
         idle.close()

@@ -395,6 +395,17 @@ class Cluster:
                 self.moved.clear()
                 await self.moved.wait()
 
+    async def led(self, *not_by: str) -> str:
+        """The leader, once there is one and it is none of these."""
+        await self.until(lambda: self.leader() not in (None, *not_by))
+        leader = self.leader()
+        assert leader is not None
+        return leader
+
+    def follower(self) -> str:
+        """Some node that does not lead."""
+        return next(node_id for node_id in self.members if node_id != self.leader())
+
     def leader(self) -> str | None:
         """The leader that a majority of its voters follow, if there is one."""
         followed = {

@@ -67,7 +67,7 @@ async def transact(
 
 async def register(cluster: Cluster, name: str, role: identity.Role = "clinician", hospital_index: int = 0) -> None:
     """Register `name` at its own hospital and see it executed at every running node."""
-    await cluster.until(lambda: cluster.leader() is not None)
+    await cluster.led()
     node_id = hospital(hospital_index)
     now_ms = cluster.members[node_id].running.backend.now_ms()
     transaction = registration(cluster, name, role, hospital_index, now_ms)

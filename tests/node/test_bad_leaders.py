@@ -274,7 +274,7 @@ async def test_a_leader_without_the_bodies_of_its_block_is_replaced() -> None:
         assert await transact(cluster, follower, good) == "ok"
         cluster.gossip_lost, cluster.stand_ins = False, {}
         await cluster.kill(leader)
-        await cluster.until(lambda: cluster.leader() is not None)
+        await cluster.led()
         await cluster.start(leader)
         assert await transact(cluster, leader, lost, [body]) == "ok"
         await agree_on(cluster, height, good.id, lost.id)

@@ -6,7 +6,6 @@ LevelDB and its provider port, and goes on as if nothing had happened.
 
 import asyncio
 import secrets
-import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -23,8 +22,8 @@ from ledger.keys import SigningKey, account_id
 from ledger.node_cert import key_pem
 from ledger.transaction import FORMAT, NONCE_BYTES, Envelope, Transaction, sign_transaction
 from network.frames import FRAME_BYTES_MAX, pack
-from network.greeting import Greeter, read_greeting
-from network.messages import PROTOCOL_VERSION, Goodbye, Hello, Lane, transaction_batches
+from network.greeting import Greeter
+from network.messages import PROTOCOL_VERSION, Hello, Lane, transaction_batches
 from network.peer_network import PeerNetwork
 from network.port import Identity, Peer, SharedTransaction
 from node import daemon
@@ -35,7 +34,7 @@ from node.peering import NetworkCounters
 from storage.leveldb import LevelDb
 from storage.port import Write
 from storage.schema import Roots
-from tests.network.peers import PATIENCE_S, client_context, identity, raw_lane
+from tests.network.peers import PATIENCE_S, client_context, goodbye, identity, raw_lane, refuses_handshake
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -203,30 +202,8 @@ async def nothing_recorded(hospital: Daemon, series: str, **labels: str) -> Asyn
     assert await commit_one(hospital) == before[0] + 1
 
 
-async def goodbye(socket: aiohttp.ClientWebSocketResponse, hospital: Daemon) -> str:
-    """The reason under the daemon's signature, after which it closes. A hello before it names what differs."""
-    message = read_greeting(await socket.receive_bytes(timeout=PATIENCE_S))
-    if isinstance(message, Hello):
-        message = read_greeting(await socket.receive_bytes(timeout=PATIENCE_S))
-    assert isinstance(message, Goodbye)
-    greeter = Greeter(identity("b"), hospital.genesis.chain_id())
-    greeter.check_goodbye(message, "a", identity("a").certificate)
-    assert (await socket.receive(timeout=PATIENCE_S)).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
-    return message.reason
-
-
-async def handshake_fails(hospital: Daemon, node: Identity | None) -> None:
-    context = client_context(node, [identity("a").certificate])
-
-    async def read() -> None:
-        reader, writer = await asyncio.open_connection(*hospital.network.address, ssl=context)
-        try:
-            await reader.readexactly(1)
-        finally:
-            writer.close()
-
-    with pytest.raises((ssl.SSLError, ConnectionError, EOFError)):
-        await read()
+async def hangs_up(hospital: Daemon, node: Identity | None) -> bool:
+    return await refuses_handshake(hospital.network.address, client_context(node, [identity("a").certificate]))
 
 
 async def says(hospital: Daemon, *frames: bytes, hello: Hello | None = None) -> str:
@@ -239,17 +216,17 @@ async def says(hospital: Daemon, *frames: bytes, hello: Hello | None = None) -> 
             await socket.receive_bytes(timeout=PATIENCE_S)
         for frame in frames:
             await socket.send_bytes(frame)
-        return await goodbye(socket, hospital)
+        return await goodbye(socket, chain)
 
 
 async def test_no_certificate(hospital: Daemon) -> None:
     async with nothing_recorded(hospital, "refused_connections", reason="no_certificate"):
-        await handshake_fails(hospital, None)
+        assert await hangs_up(hospital, None)
 
 
 async def test_a_wrong_certificate(hospital: Daemon) -> None:
     async with nothing_recorded(hospital, "refused_connections", reason="unknown_certificate"):
-        await handshake_fails(hospital, identity("stranger"))
+        assert await hangs_up(hospital, identity("stranger"))
 
 
 async def test_a_removed_certificate(hospital: Daemon) -> None:
@@ -258,7 +235,7 @@ async def test_a_removed_certificate(hospital: Daemon) -> None:
         hospital.network.set_peers({"b": replace(peer, standing="removed")})
         try:
             async with raw_lane(hospital.network.address, identity("b")) as socket:
-                assert await goodbye(socket, hospital) == "removed"
+                assert await goodbye(socket, hospital.genesis.chain_id()) == "removed"
         finally:
             hospital.network.set_peers({"b": peer})
 

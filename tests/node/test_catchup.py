@@ -65,11 +65,9 @@ async def one_far_behind(cluster: Cluster) -> AsyncIterator[str]:
     async with cluster:
         await register(cluster, "ada")
         await cluster.until(lambda: at_rest(cluster))
-        late = next(node_id for node_id in cluster.members if node_id != cluster.leader())
+        late = cluster.follower()
         await cluster.kill(late)
-        await cluster.until(lambda: cluster.leader() is not None)
-        leader = cluster.leader()
-        assert leader is not None
+        leader = await cluster.led()
         for _ in range(2 * GAP_BLOCKS):
             transaction, body = addition(cluster, "ada", now_ms())
             assert await transact(cluster, leader, transaction, [body]) == "ok"

@@ -81,11 +81,9 @@ async def test_a_revocation_between_admission_and_execution_fails_alike_everywhe
     """Also on a node that was down and fetches the blocks later from any peer."""
     async with Cluster() as cluster:
         await register(cluster, "ada")
-        late = next(node_id for node_id in cluster.members if node_id != cluster.leader())
+        late = cluster.follower()
         await cluster.kill(late)
-        await cluster.until(lambda: cluster.leader() is not None)
-        leader = cluster.leader()
-        assert leader is not None
+        leader = await cluster.led()
         node = cluster.members[leader].running
         revoke = sign(cluster, admin_key(0), admin_account(0), [identity.Revoke(account_of("ada"), 1)], [], now_ms())
         record, body = addition(cluster, "ada", now_ms())
@@ -106,11 +104,9 @@ async def test_a_revocation_between_admission_and_execution_fails_alike_everywhe
 async def test_a_node_far_behind_catches_up_from_any_peer() -> None:
     async with Cluster() as cluster:
         await register(cluster, "ada")
-        late = next(node_id for node_id in cluster.members if node_id != cluster.leader())
+        late = cluster.follower()
         await cluster.kill(late)
-        await cluster.until(lambda: cluster.leader() is not None)
-        leader = cluster.leader()
-        assert leader is not None
+        leader = await cluster.led()
         for _ in range(160):
             await add_records(cluster, leader, "ada", 1)
         await cluster.start(late)

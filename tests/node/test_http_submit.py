@@ -294,8 +294,21 @@ async def test_too_many_at_once_are_told_so(port: Port, monkeypatch: pytest.Monk
     port.backend.commit()
     await waiting
     # The room is free again; this one is not committed, and the answer says so.
-    (result,) = await port.send(doctor(), wait="committed")
-    assert result["status"] == "pending"
+    status, _, body = await port.post([item(doctor())], wait="committed")
+    assert (status, json.loads(body)["results"][0]["status"]) == (202, "pending")
+
+
+@pytest.mark.asyncio
+async def test_who_waits_for_a_commit_chooses_how_long_and_is_told_202_when_there_is_none(port: Port) -> None:
+    port.backend.committed.set()
+    for asked, waited_s in ((None, 1.5), (400, 0.4), (60_000, 1.5)):
+        more = "" if asked is None else f"&wait_ms={asked}"
+        status, _, body = await port.post([item(doctor()), item(doctor())], wait=f"committed{more}")
+        assert status == 202
+        assert [result["status"] for result in json.loads(body)["results"]] == ["pending", "pending"]
+        assert port.backend.timeouts_s[-2:] == [waited_s, waited_s]
+    posting = posted(item(doctor()), MSGPACK)
+    assert await port.problem("POST", "/v1/transactions?wait_ms=0", **posting) == "bad_request"
 
 
 @pytest.mark.asyncio

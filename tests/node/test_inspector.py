@@ -223,7 +223,7 @@ def test_bad_roots(desk: Desk, root: str) -> None:
 def test_roots_that_this_node_cannot_know_yet(desk: Desk) -> None:
     """They are compared when the block is executed (storage.executed.Divergence)."""
     desk.executed.clear()
-    desk.inspect(header_with(state_root=OTHER)(desk.good))
+    assert desk.inspect(header_with(state_root=OTHER)(desk.good)).header.state_root == OTHER
 
 
 @pytest.mark.parametrize(("ahead_ms", "refused"), [(SKEW_MS, False), (SKEW_MS + 1, True)])

@@ -56,11 +56,9 @@ async def test_it_fails_alike_everywhere(
 ) -> None:
     async with Cluster(replicate_gap_blocks=GAP_BLOCKS if far else 128) as cluster:
         await register(cluster, "ada")
-        late = next(node_id for node_id in cluster.members if node_id != cluster.leader())
+        late = cluster.follower()
         await cluster.kill(late)
-        await cluster.until(lambda: cluster.leader() is not None)
-        leader = cluster.leader()
-        assert leader is not None
+        leader = await cluster.led()
         node = cluster.members[leader].running
         # Both are admitted by the same state; the block has them in this order.
         changed = sign(cluster, admin_key(0), admin_account(0), [change(cluster)], [], now_ms())

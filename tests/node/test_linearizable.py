@@ -33,13 +33,6 @@ async def enrol(cluster: Cluster, node_id: str, name: str) -> None:
     assert await transact(cluster, node_id, transaction) == "ok"
 
 
-async def leader_of(cluster: Cluster) -> str:
-    await cluster.until(lambda: cluster.leader() is not None)
-    leader = cluster.leader()
-    assert leader is not None
-    return leader
-
-
 class Held:
     """Heartbeats reach the follower, blocks and certificates do not until `released`."""
 
@@ -57,7 +50,7 @@ class Held:
 async def test_at_a_follower_that_is_behind_the_read_waits() -> None:
     async with Cluster() as cluster:
         await register(cluster, "ada")
-        leader = await leader_of(cluster)
+        leader = await cluster.led()
         follower = next(node_id for node_id in cluster.members if node_id != leader)
         held = Held(follower)
         cluster.rewrite = held
@@ -99,7 +92,7 @@ async def test_a_proof_covers_what_was_acknowledged() -> None:
 async def test_an_old_leader_that_is_cut_off_answers_503_and_nothing_stale() -> None:
     async with Cluster() as cluster:
         await register(cluster, "ada")
-        old = await leader_of(cluster)
+        old = await cluster.led()
         others = [node_id for node_id in cluster.members if node_id != old]
         cluster.cut = {frozenset((old, other)) for other in others}
         core = cluster.members[old].running.driver.core
@@ -130,7 +123,7 @@ async def test_an_old_leader_that_is_cut_off_answers_503_and_nothing_stale() -> 
 async def test_during_an_election_the_read_waits_for_the_new_leader() -> None:
     async with Cluster() as cluster:
         await register(cluster, "ada")
-        leader = await leader_of(cluster)
+        leader = await cluster.led()
         await enrol(cluster, leader, "eve")
         await cluster.kill(leader)
         reader = next(node_id for node_id in cluster.members if node_id != leader)
@@ -142,7 +135,8 @@ async def test_during_an_election_the_read_waits_for_the_new_leader() -> None:
 async def test_many_readers_at_once_all_get_their_answer() -> None:
     async with Cluster() as cluster:
         await register(cluster, "ada")
-        await asyncio.gather(*(confirmed(cluster, node_id) for node_id in cluster.members for _ in range(200)))
+        readers = [confirmed(cluster, node_id) for node_id in cluster.members for _ in range(200)]
+        assert len(await asyncio.gather(*readers)) == 800
 
 
 @pytest.mark.asyncio

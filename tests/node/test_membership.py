@@ -24,18 +24,18 @@ from tests.node.voting import add, decide, load, now_ms, offer, promote, remove,
 ELECTION_TIMEOUT_S = 20 * TICK_MS / 1000
 
 
-async def led(cluster: Cluster) -> str:
-    await until(lambda: cluster.leader() is not None)
-    leader = cluster.leader()
-    assert leader is not None
-    return leader
-
-
 async def out(cluster: Cluster, node_id: str) -> None:
     """The node ends of itself, because it was removed."""
     error = await cluster.ended(node_id)
     assert isinstance(error, ExceptionGroup)
     assert error.split(RemovedError)[1] is None, error
+
+
+async def join(cluster: Cluster, at: str, index: int) -> str:
+    """A new hospital's node becomes a learner, and then a voter."""
+    added = await add(cluster, at, index)
+    await promote(cluster, at, added)
+    return added
 
 
 async def offer_alone(cluster: Cluster, at: str, index: int) -> str:
@@ -61,10 +61,9 @@ async def settled(cluster: Cluster) -> None:
 @pytest.mark.asyncio
 async def test_a_node_is_added_promoted_and_removed() -> None:
     async with Cluster(size=3) as cluster:
-        await led(cluster)
+        await cluster.led()
         at = hospital(0)
-        added = await add(cluster, at, 3)
-        await promote(cluster, at, added)
+        added = await join(cluster, at, 3)
         assert voters(cluster, at) == [*map(hospital, range(4))]
         assert await transact(cluster, added, newcomer(cluster, now_ms())) == "ok"
         await remove(cluster, at, added)
@@ -76,10 +75,10 @@ async def test_a_node_is_added_promoted_and_removed() -> None:
 @pytest.mark.asyncio
 async def test_three_become_five_and_three_again_under_load_and_every_receipt_verifies_offline() -> None:
     async with Cluster(size=3) as cluster:
-        at = await led(cluster)
+        at = await cluster.led()
         async with load(cluster, [*map(hospital, range(3))]) as found:
             for index in (3, 4):
-                await promote(cluster, at, await add(cluster, at, index))
+                await join(cluster, at, index)
             assert voters(cluster, at) == [*map(hospital, range(5))]
             for index in (3, 4):
                 await remove(cluster, at, hospital(index))
@@ -102,7 +101,7 @@ async def test_three_become_five_and_three_again_under_load_and_every_receipt_ve
 @pytest.mark.asyncio
 async def test_the_leader_removes_itself_and_another_takes_over() -> None:
     async with Cluster(size=4) as cluster:
-        leader = await led(cluster)
+        leader = await cluster.led()
         others = [node_id for node_id in cluster.members if node_id != leader]
         term = cluster.members[leader].running.driver.core.term
         async with load(cluster, others) as found:
@@ -120,12 +119,11 @@ async def test_the_leader_removes_itself_and_another_takes_over() -> None:
 @pytest.mark.asyncio
 async def test_a_dead_node_is_replaced_and_its_return_on_an_empty_disk_changes_nothing() -> None:
     async with Cluster(size=3) as cluster:
-        await led(cluster)
+        await cluster.led()
         dead = hospital(2)
         await cluster.kill(dead)
-        at = await led(cluster)
-        new = await add(cluster, at, 3)
-        await promote(cluster, at, new)
+        at = await cluster.led()
+        new = await join(cluster, at, 3)
         await remove(cluster, at, dead)
         assert voters(cluster, at) == [hospital(0), hospital(1), new]
         for wiped in (False, True):
@@ -140,10 +138,9 @@ async def test_a_dead_node_is_replaced_and_its_return_on_an_empty_disk_changes_n
 @pytest.mark.asyncio
 async def test_a_removed_node_comes_back_under_a_new_id_and_key_alone() -> None:
     async with Cluster(size=3) as cluster:
-        await led(cluster)
+        await cluster.led()
         at = hospital(0)
-        added = await add(cluster, at, 3)
-        await promote(cluster, at, added)
+        added = await join(cluster, at, 3)
         await remove(cluster, at, added)
         await out(cluster, added)
         used = cluster.members[added]
@@ -167,7 +164,7 @@ async def test_a_removed_node_comes_back_under_a_new_id_and_key_alone() -> None:
 @pytest.mark.asyncio
 async def test_a_promotion_waits_for_a_joiner_that_is_away_or_behind_and_commits_go_on() -> None:
     async with Cluster(size=3, replicate_gap_blocks=16) as cluster:
-        leader = await led(cluster)
+        leader = await cluster.led()
         async with load(cluster, [*map(hospital, range(3))]) as found:
             joiner = await offer(cluster, leader, 3)
             await decide(cluster, leader, Promote(joiner))
@@ -200,7 +197,7 @@ async def test_a_promotion_waits_for_a_joiner_that_is_away_or_behind_and_commits
 @pytest.mark.asyncio
 async def test_a_leader_whose_change_nobody_voted_for_is_refused_and_replaced() -> None:
     async with Cluster(size=4) as cluster:
-        leader = await led(cluster)
+        leader = await cluster.led()
         await settled(cluster)
         out_of_it = next(node_id for node_id in cluster.members if node_id != leader)
         key = key_of_node(cluster, leader)
@@ -236,7 +233,7 @@ def joint_on_disk(cluster: Cluster, node_id: str) -> bool:
 @pytest.mark.asyncio
 async def test_a_network_that_loses_its_power_while_joint_completes_the_change(away: bool) -> None:
     async with Cluster(size=3) as cluster:
-        leader = await led(cluster)
+        leader = await cluster.led()
         joiner = await add(cluster, leader, 3)
 
         def mute(sender: str, peer: str, message: Message) -> Message | None:
@@ -264,9 +261,9 @@ async def test_a_network_that_loses_its_power_while_joint_completes_the_change(a
 async def test_a_joiner_from_genesis_follows_all_changes_since_and_ends_with_equal_roots() -> None:
     """It meets a certificate by voters of whom it has never heard, and catches up through the steps to them."""
     async with Cluster(size=3, replicate_gap_blocks=8) as cluster:
-        at = await led(cluster)
+        at = await cluster.led()
         for index in (3, 4):
-            await promote(cluster, at, await add(cluster, at, index))
+            await join(cluster, at, index)
         gone = next(node_id for node_id in map(hospital, range(3)) if node_id != at)
         await remove(cluster, at, gone)
         await out(cluster, gone)
@@ -286,22 +283,25 @@ async def test_a_joiner_from_genesis_follows_all_changes_since_and_ends_with_equ
 async def test_a_joiner_from_genesis_whose_leader_genesis_does_not_name() -> None:
     """It lets in nobody of whom it has not heard; so the leader cannot tell it anything, and it asks the others."""
     async with Cluster(size=3) as cluster:
-        at = await led(cluster)
-        later = await add(cluster, at, 3)
-        await promote(cluster, at, later)
+        at = await cluster.led()
+        later = await join(cluster, at, 3)
         driver = cluster.members[at].running.driver
         driver._do(lambda: driver.core.transfer(later), "transfer")
         await until(lambda: cluster.leader() == later)
         joiner = await add(cluster, later, 4)
         await settled(cluster)
-        await until(lambda: cluster.members[joiner].running.driver.core.leader == later)
+        core = cluster.members[joiner].running.driver.core
+        await until(lambda: core.leader == later)
+        assert role(cluster, joiner, later) == "voter"
 
 
 @pytest.mark.asyncio
 async def test_a_joiner_of_a_network_that_has_replaced_all_nodes_of_its_genesis() -> None:
     """Whoever runs it is handed the certificates of nodes that are there now."""
     async with Cluster(size=1) as cluster:
-        founder = await led(cluster)
+        # Alone it sends no messages.
+        await until(lambda: cluster.leader() is not None)
+        founder = await cluster.led()
         at = hospital(1)
         added = await offer_alone(cluster, founder, 1)
         await cluster.start(added)
@@ -314,14 +314,16 @@ async def test_a_joiner_of_a_network_that_has_replaced_all_nodes_of_its_genesis(
         cluster.members[joiner].introduced = [at]
         await cluster.start(joiner)
         await settled(cluster)
-        await until(lambda: cluster.members[joiner].running.driver.core.leader == at)
+        core = cluster.members[joiner].running.driver.core
+        await until(lambda: core.leader == at)
+        assert role(cluster, joiner, at) == "voter"
 
 
 @pytest.mark.asyncio
 async def test_a_node_under_the_key_of_another_stops() -> None:
     """Its id stands on the ledger with the key that was voted for."""
     async with Cluster(size=3) as cluster:
-        at = await led(cluster)
+        at = await cluster.led()
         joiner = await offer(cluster, at, 3)
         cluster.members[joiner].seed = sha256(b"another key")
         await cluster.start(joiner)

@@ -55,7 +55,7 @@ async def fill(port: Entrance, *names: str, count: int = 4) -> list[bytes]:
     return ids
 
 
-async def refused(port: Entrance, name: str) -> bytes:
+async def assert_refused(port: Entrance, name: str) -> bytes:
     """One more by `name` is refused as `pool_full`, alone and in a list; its id. Nothing of it waits."""
     before = waiting(port)
     transaction, body = addition(port.cluster, name, now_ms())
@@ -70,7 +70,7 @@ async def refused(port: Entrance, name: str) -> bytes:
     return transaction.id
 
 
-async def everything_commits(port: Entrance, ids: Sequence[bytes], never: Sequence[bytes]) -> None:
+async def assert_everything_commits(port: Entrance, ids: Sequence[bytes], never: Sequence[bytes]) -> None:
     """Once the others are back, what waited is committed, what was refused is nowhere, and there is room again."""
     cluster = port.cluster
     for node_id in (hospital(2), hospital(3)):
@@ -87,18 +87,18 @@ async def everything_commits(port: Entrance, ids: Sequence[bytes], never: Sequen
 async def test_a_member_s_share_is_used_up(port: Entrance) -> None:
     """The others of its organisation go on."""
     ids = await fill(port, "ada")
-    never = await refused(port, "ada")
+    never = await assert_refused(port, "ada")
     ids += await fill(port, "abe")
-    await everything_commits(port, ids, [never])
+    await assert_everything_commits(port, ids, [never])
 
 
 @pytest.mark.asyncio
 async def test_an_organisation_s_share_is_used_up(port: Entrance) -> None:
     """The others go on."""
     ids = await fill(port, "ada", "abe")
-    never = await refused(port, "amy")
+    never = await assert_refused(port, "amy")
     ids += await fill(port, "bea")
-    await everything_commits(port, ids, [never])
+    await assert_everything_commits(port, ids, [never])
 
 
 @pytest.mark.asyncio
@@ -106,7 +106,7 @@ async def test_the_pool_is_full_for_clients_and_still_takes_what_peers_push(port
     """Up to the last place, which is refused to nobody in particular; `Retry-After` holds once there is room."""
     cluster = port.cluster
     ids = await fill(port, "ada", "abe", "bea")
-    never = [await refused(port, "bob")]
+    never = [await assert_refused(port, "bob")]
     node = cluster.members[port.node_id].running
     for count in range(5):
         transaction, body = addition(cluster, "bob", now_ms())
@@ -117,8 +117,8 @@ async def test_the_pool_is_full_for_clients_and_still_takes_what_peers_push(port
     transaction, body = addition(cluster, "cyd", now_ms())
     node.peering.on_transactions(hospital(1), [SharedTransaction(transaction.data, (body,))])
     assert waiting(port) == 16
-    never += [transaction.id, await refused(port, "cyd")]
-    await everything_commits(port, ids, never)
+    never += [transaction.id, await assert_refused(port, "cyd")]
+    await assert_everything_commits(port, ids, never)
 
 
 @pytest.mark.asyncio
@@ -130,4 +130,4 @@ async def test_of_a_list_the_ones_that_fit_are_taken(port: Entrance) -> None:
     assert [result["status"] for result in answer["results"]] == ["pending"] * 4 + ["refused"] * 2
     assert [result.get("code") for result in answer["results"]][4:] == ["pool_full"] * 2
     ids = [transaction.id for transaction, _ in made]
-    await everything_commits(port, ids[:4], ids[4:])
+    await assert_everything_commits(port, ids[:4], ids[4:])

@@ -178,6 +178,7 @@ async def test_a_reader_that_left_takes_no_other_with_it() -> None:
     await turns()
     network.answer(0)
     await staying
+    assert [task.cancelled() for task in (first, leaving, staying)] == [False, True, False]
 
 
 READS = [row for row in ENDPOINTS if issubclass(row.parameters, ReadQuery)]

@@ -56,16 +56,9 @@ async def enrol(cluster: Cluster, node_id: str, name: str) -> None:
     assert await transact(cluster, node_id, transaction) == "ok"
 
 
-async def leader_of(cluster: Cluster, *not_these: str) -> str:
-    await cluster.until(lambda: cluster.leader() not in (None, *not_these))
-    leader = cluster.leader()
-    assert leader is not None
-    return leader
-
-
 async def two_commit_without_the_third(cluster: Cluster) -> tuple[str, str, str]:
     """Leader, follower, and the third: "eve" is committed by the first two, while the third hears nothing."""
-    leader = await leader_of(cluster)
+    leader = await cluster.led()
     follower, third = (node_id for node_id in cluster.members if node_id != leader)
     cluster.cut = {frozenset((third, leader)), frozenset((third, follower))}
     await enrol(cluster, leader, "eve")
@@ -152,8 +145,7 @@ async def test_once_noticed_it_stays_noticed() -> None:
 async def test_who_voted_is_remembered_by_whom_it_voted_for_also_over_a_restart() -> None:
     """A candidate holds votes on its own disk: here nothing was committed in the term, and all were restarted."""
     async with Cluster(size=3) as cluster:
-        await cluster.until(lambda: cluster.leader() is not None)
-        leader = await leader_of(cluster)
+        leader = await cluster.led()
         held = cluster.members[leader].running._holdings
         voters = [node_id for node_id in cluster.members if held.shown_to(node_id, 0).vote is not None]
         assert voters
@@ -190,7 +182,7 @@ async def test_an_emptied_node_of_the_leader_s_own_term_is_served() -> None:
     async with Cluster(size=4) as cluster:
         await register(cluster, "ada")
         await settle(cluster)
-        leader = await leader_of(cluster)
+        leader = await cluster.led()
         lost = next(node_id for node_id in cluster.members if node_id != leader)
         term = cluster.members[leader].running.driver.core.term
         await cluster.kill(lost)
@@ -261,7 +253,7 @@ class TestPlainRestarts:
                 for node_id in cluster.members:
                     await cluster.start(node_id)
                 await trusted(cluster, *cluster.members)
-                await enrol(cluster, await leader_of(cluster), f"turn-{turn}")
+                await enrol(cluster, await cluster.led(), f"turn-{turn}")
             assert not any(amnesiac(cluster, node_id) for node_id in cluster.members)
 
     @pytest.mark.asyncio

@@ -61,9 +61,9 @@ async def one_left_behind(folder: Path, settings: SnapshotSettings = SETTINGS) -
     async with cluster:
         await register(cluster, "ada")
         await cluster.until(lambda: at_rest(cluster))
-        late = next(node_id for node_id in cluster.members if node_id != cluster.leader())
+        late = cluster.follower()
         await cluster.stop(late)
-        await cluster.until(lambda: cluster.leader() is not None)
+        await cluster.led()
         await grow(cluster, 30)
         for node_id in cluster.members:
             if node_id != late:
@@ -127,7 +127,7 @@ async def test_a_joiner_from_snapshot_and_one_from_genesis_agree(tmp_path: Path,
     cluster = Cluster(replicate_gap_blocks=GAP_BLOCKS, snapshots=settings, folder=tmp_path)
     async with cluster:
         await register(cluster, "ada")
-        late = next(node_id for node_id in cluster.members if node_id != cluster.leader())
+        late = cluster.follower()
         await cluster.stop(late)
         cluster.members[late].disk = PowerLossDisk()
         await grow(cluster, 25)
@@ -185,6 +185,9 @@ async def test_two_of_three_peers_lie(tmp_path: Path, lie: str) -> None:
             cluster.snapshot_stand_ins[liar] = Crooked(peering, **LIES[lie])  # type: ignore[arg-type]
         await cluster.start(late)
         await cluster.start_on_snapshot(late)
+        store = cluster.members[late].store
+        assert store is not None
+        assert store.base.height > 0
         await settled(cluster)
 
 
@@ -234,7 +237,7 @@ async def test_a_node_that_is_not_behind_asks_for_none(tmp_path: Path, monkeypat
     async with cluster:
         await register(cluster, "ada")
         await grow(cluster, 20)
-        late = next(node_id for node_id in cluster.members if node_id != cluster.leader())
+        late = cluster.follower()
         await cluster.kill(late)
         await cluster.start(late)
         await settled(cluster)
@@ -248,7 +251,7 @@ async def test_power_lost_in_the_middle_of_pruning(tmp_path: Path, monkeypatch: 
     cluster = Cluster(replicate_gap_blocks=GAP_BLOCKS, snapshots=SETTINGS, folder=tmp_path)
     async with cluster:
         await register(cluster, "ada")
-        node_id = next(node_id for node_id in cluster.members if node_id != cluster.leader())
+        node_id = cluster.follower()
         store = cluster.members[node_id].store
         assert store is not None
         while not 0 < store.base.swept < store.base.height:
@@ -330,7 +333,7 @@ async def test_every_node_takes_the_same_snapshots(tmp_path: Path) -> None:
         leader = cluster.leader()
         assert leader is not None
         await cluster.kill(leader)
-        await cluster.until(lambda: cluster.leader() is not None)
+        await cluster.led()
         await cluster.start(leader)
         await grow(cluster, 30)
 

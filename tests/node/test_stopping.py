@@ -11,19 +11,12 @@ from tests.node.members import addition, register, transact
 from tests.node.test_cluster import add_records
 
 
-async def leader_of(cluster: Cluster, *not_these: str) -> str:
-    await cluster.until(lambda: cluster.leader() not in (None, *not_these))
-    leader = cluster.leader()
-    assert leader is not None
-    return leader
-
-
 @pytest.mark.asyncio
 async def test_a_stopping_leader_hands_over_before_it_stops() -> None:
     async with Cluster() as cluster:
         await register(cluster, "ada")
         for _ in range(4):
-            leader = await leader_of(cluster)
+            leader = await cluster.led()
             node = cluster.members[leader].running
             term = node.driver.core.term
             begin_s = time.monotonic()
@@ -36,7 +29,7 @@ async def test_a_stopping_leader_hands_over_before_it_stops() -> None:
             print(f"handed over in {took_s * 1000:.0f} ms, {took_s * 1000 / TICK_MS:.1f} ticks")
             assert node.ready() == "stopping"
             await cluster.stop(leader)
-            await add_records(cluster, await leader_of(cluster, leader), "ada", 1)
+            await add_records(cluster, await cluster.led(leader), "ada", 1)
             await cluster.start(leader)
 
 
@@ -44,7 +37,7 @@ async def test_a_stopping_leader_hands_over_before_it_stops() -> None:
 async def test_what_was_submitted_during_the_hand_over_is_committed_by_the_next_leader() -> None:
     async with Cluster() as cluster:
         await register(cluster, "ada")
-        leader = await leader_of(cluster)
+        leader = await cluster.led()
         node = cluster.members[leader].running
         stop = asyncio.create_task(node.hand_over())
         made = [addition(cluster, "ada", time.time_ns() // 1_000_000) for _ in range(20)]
@@ -57,7 +50,7 @@ async def test_what_was_submitted_during_the_hand_over_is_committed_by_the_next_
 async def test_nobody_is_handed_over_to_who_said_that_it_stops() -> None:
     async with Cluster() as cluster:
         await register(cluster, "ada")
-        leader = await leader_of(cluster)
+        leader = await cluster.led()
         others = [node_id for node_id in cluster.members if node_id != leader]
         for node_id in others[:2]:
             await cluster.members[node_id].running.hand_over()
@@ -71,7 +64,7 @@ async def test_nobody_is_handed_over_to_who_said_that_it_stops() -> None:
 async def test_with_nobody_to_take_over_the_stop_is_not_held_up() -> None:
     async with Cluster(size=3) as cluster:
         await register(cluster, "ada")
-        leader = await leader_of(cluster)
+        leader = await cluster.led()
         others = [node_id for node_id in cluster.members if node_id != leader]
         for node_id in others:
             await cluster.members[node_id].running.hand_over()

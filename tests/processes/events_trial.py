@@ -145,9 +145,9 @@ async def run(folder: Path, events: int, rounds: int, *, cut: bool) -> Figures:
         writer = await Child.start("writer", network, str(folder / "writer.wallet"))
         reader = await Child.start("reader", network)
         try:
-            process = network.process(served)
-            assert process is not None, "it was started"
-            without, with_ = await _rounds(writer, reader, process.pid, events, rounds)
+            pid = network.pid(served)
+            assert pid is not None, "it was started"
+            without, with_ = await _rounds(writer, reader, pid, events, rounds)
             views = await settled(network)
             expected = await _expected(network, views[0].head.height)
             seen = await reader.ask("finish", expected[-1])

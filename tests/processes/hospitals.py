@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-import tomllib
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from carequorum.client import Client
-from carequorum.devnet import Devnet, DevnetNode, Settings, new_wallet
+from carequorum.devnet import Devnet, DevnetNode, new_wallet
 from carequorum.submission import Committed
 from carequorum.views import NetworkStatus
 from carequorum.wallet import Wallet, read_passphrase
@@ -53,19 +52,6 @@ async def enrol(network: Devnet, node: DevnetNode, folder: Path, name: str, role
 def admin_of(network: Devnet, node: DevnetNode) -> Wallet:
     wallet_file, passphrase_file = network.wallet(node)
     return Wallet.open(wallet_file, read_passphrase(passphrase_file))
-
-
-def configure(network: Devnet, node: DevnetNode, changes: Settings) -> None:
-    """Change the configuration of a node, by table and key; it counts from the node's next start."""
-    path = network.folder(node) / "node.toml"
-    document = tomllib.loads(path.read_text())
-    for table, values in changes.items():
-        document[table] = {**document.get(table, {}), **values}
-    lines = [f"preset = {json.dumps(document.pop('preset'))}"]
-    for table, values in document.items():
-        # JSON writes these strings and numbers as TOML does.
-        lines += [f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
-    path.write_text("\n".join(lines) + "\n")
 
 
 def log_of(network: Devnet, node: DevnetNode) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ from ledger.contracts.identity import possession_proof
 from ledger.keys import SigningKey
 from node.daemon import REPLICATE_GAP_BLOCKS
 from storage.index import WINDOW_MS
-from tests.processes.hospitals import admin_of, configure, enrol, log_of, settled, urls_from
+from tests.processes.hospitals import admin_of, enrol, log_of, settled, urls_from
 from tests.processes.load import Load
 from tests.processes.membership_trial import Figures as Changes
 from tests.processes.membership_trial import Trial
@@ -144,7 +144,7 @@ async def _grow_old(network: Devnet, learner: DevnetNode, folder: Path) -> None:
     wallet = await enrol(network, node, folder, "clinician", "clinician")
     await asyncio.to_thread(network.stop, network.nodes)
     for each in (*network.nodes, learner):
-        configure(network, each, {"devnet": {"clock_offset_ms": AGE_MS}})
+        network.configure(each, {"devnet": {"clock_offset_ms": AGE_MS}})
     await asyncio.to_thread(network.start, network.nodes)
     urls = urls_from(network, node)
     async with Client(urls, network.genesis, wallet, now_ms=lambda: wall_clock_ms() + AGE_MS) as client:
@@ -172,7 +172,7 @@ async def _joined(network: Devnet, learner: DevnetNode, join: Join, head: Head) 
     """The learner on an empty disk, until it has all; stopped at the end."""
     shutil.rmtree(network.folder(learner) / "data", ignore_errors=True)
     network.log(learner).unlink(missing_ok=True)
-    configure(network, learner, {"storage": {"join": join}})
+    network.configure(learner, {"storage": {"join": join}})
     starting = asyncio.create_task(asyncio.to_thread(network.start, [learner]))
     async with asyncio.timeout(JOIN_TIMEOUT_S):
         found = None
@@ -182,9 +182,9 @@ async def _joined(network: Devnet, learner: DevnetNode, join: Join, head: Head) 
                 starting.result()
             await asyncio.sleep(POLL_S)
             found = await asyncio.to_thread(_head, learner)
-        ended, process = time.time(), network.process(learner)
-        assert process is not None, "it has just answered"
-        cpu_s = processor_s(process.pid)
+        ended, pid = time.time(), network.pid(learner)
+        assert pid is not None, "it has just answered"
+        cpu_s = processor_s(pid)
         await starting
         while join == "snapshot" and not _lines(network, learner, "bodies fetched"):  # noqa: ASYNC110 - a file
             await asyncio.sleep(POLL_S)

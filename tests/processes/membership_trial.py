@@ -118,7 +118,9 @@ class Trial:
 
     async def offer(self, letter: str) -> DevnetNode:
         """Its key, its configuration, the vote; its daemon does not run yet."""
-        node = DevnetNode(f"hospital-{letter}", f"Hospital {letter.upper()}", *free_ports(2))
+        peer_port, provider_port = free_ports(2)
+        name = f"Hospital {letter.upper()}"
+        node = DevnetNode(f"hospital-{letter}", name, peer_port=peer_port, provider_port=provider_port)
         folder, seed = self.network.folder(node), secrets.token_bytes(32)
         folder.mkdir(mode=0o700)
         key_file = folder / "node.key"
@@ -191,7 +193,7 @@ def role_in(view: NetworkStatus, node_id: str) -> str | None:
 def exit_code(network: Devnet, node: DevnetNode, timeout_s: float = 10.0) -> int | None:
     """How a daemon that ends by itself ended, by the last line of its log; None if it still runs."""
     deadline = time.monotonic() + timeout_s
-    while network.process(node) is not None:
+    while network.pid(node) is not None:
         if time.monotonic() > deadline:
             return None
         time.sleep(POLL_S)

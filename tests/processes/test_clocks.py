@@ -10,7 +10,7 @@ import pytest
 from carequorum.client import Client, wall_clock_ms
 from carequorum.devnet import Devnet, DevnetNode, Settings, create
 from ledger.block import Header
-from tests.processes.hospitals import configure, log_of, missing, settled, started, view_of
+from tests.processes.hospitals import log_of, missing, settled, started, view_of
 from tests.processes.load import Load, writing
 
 pytestmark = pytest.mark.processes
@@ -32,7 +32,7 @@ def clock(offset_ms: int) -> Settings:
 
 async def restart(network: Devnet, node: DevnetNode, changes: Settings) -> None:
     await asyncio.to_thread(network.kill, [node])
-    configure(network, node, changes)
+    network.configure(node, changes)
     await asyncio.to_thread(network.start, [node])
 
 
@@ -68,7 +68,7 @@ async def assert_all_agree(network: Devnet, load: Load) -> None:
 async def test_clocks_ten_seconds_apart_and_one_that_steps_back_agree(tmp_path: Path) -> None:
     network = create(tmp_path / "net", settings=PATIENT)
     odd = network.nodes[1]
-    configure(network, odd, {**EAGER, **clock(AHEAD_MS)})
+    network.configure(odd, {**EAGER, **clock(AHEAD_MS)})
     async with started(network):
         usual = await view_of(network, network.nodes[0])
         assert (await view_of(network, odd)).time - usual.time >= AHEAD_MS
@@ -93,7 +93,7 @@ async def test_clocks_ten_seconds_apart_and_one_that_steps_back_agree(tmp_path: 
 async def test_a_leader_an_hour_ahead_is_refused_and_replaced(tmp_path: Path) -> None:
     network = create(tmp_path / "net", settings=PATIENT)
     odd, *others = network.nodes
-    configure(network, odd, {**EAGER, **clock(HOUR_MS)})
+    network.configure(odd, {**EAGER, **clock(HOUR_MS)})
 
     async with started(network):
         # With all of them running: it takes three that refuse to bar the fourth.

@@ -21,7 +21,7 @@ from carequorum.submission import Committed
 from storage import schema
 from storage.check import check_path
 from storage.leveldb import LevelDb
-from tests.processes.hospitals import configure, enrol, missing, settled, started, view_of
+from tests.processes.hospitals import enrol, missing, settled, started, view_of
 from tests.storage.folders import change_value, flip
 
 pytestmark = pytest.mark.processes
@@ -91,7 +91,7 @@ async def changed_value(network: Devnet, node: DevnetNode, others: Others) -> No
     height = schema.unseal(schema.LogRecord, kv.get(schema.LOG_KEY) or b"", "log").height
     kv.close()
     change_value(store, schema.block_key(height), random.Random(SEED))
-    configure(network, node, {"logging": {"file": "lines.log"}})
+    network.configure(node, {"logging": {"file": "lines.log"}})
     await refused(network, node, others, f"height {height}, block {height}, file 0")
     last = last_line(network.folder(node) / "lines.log")
     assert (last["height"], last["record"]) == (height, f"block {height}")

@@ -8,7 +8,6 @@ import pytest
 
 from carequorum.client import Client
 from carequorum.devnet import Devnet, create
-from carequorum.processes import Process
 from carequorum.wallet import Wallet, read_passphrase
 from ledger.node_cert import seed_from_pem
 from tests.processes.hospitals import admin_of, enrol, settled, started, urls_from
@@ -27,9 +26,9 @@ def node_secrets(network: Devnet) -> set[bytes]:
     return found
 
 
-def told_to(process: Process) -> list[bytes]:
+def told_to(pid: int) -> list[bytes]:
     """A running process's arguments and environment, as others on the machine may see the first."""
-    return [Path(f"/proc/{process.pid}/{name}").read_bytes() for name in ("cmdline", "environ")]
+    return [Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ")]
 
 
 async def rotated_member(network: Devnet, folder: Path) -> Wallet:
@@ -51,10 +50,10 @@ async def test_keys_are_in_their_own_files_and_nowhere_else(tmp_path: Path) -> N
     async with started(network):
         wallet = await rotated_member(network, members)
         await settled(network)
-        processes = [process for node in network.nodes if (process := network.process(node)) is not None]
-        told = [data for process in processes for data in told_to(process)]
+        pids = [pid for node in network.nodes if (pid := network.pid(node)) is not None]
+        told = [data for pid in pids for data in told_to(pid)]
         ended = await asyncio.to_thread(network.stop, network.nodes)
-    assert len(ended) == len(processes) == len(network.nodes)
+    assert len(ended) == len(pids) == len(network.nodes)
     assert len(wallet.seeds) == 3
 
     passphrase = members / "clinician.passphrase"

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 from storage.port import StorageFailure, Write
+from tests.fakes.disk import DiskView, apply
 
 # Told of each batch as it reaches the medium for good.
 Observer = Callable[[Sequence[Write]], None]
@@ -59,10 +60,10 @@ class SimDisk:
         if sync:
             self._asked = len(self._cached)
 
-    def view(self) -> "View":
+    def view(self) -> DiskView:
         """What is stored now, as it stays while others write."""
         self._require_readable()
-        return View(dict(self._current))
+        return DiskView(dict(self._current))
 
     def compact(self, start: bytes, stop: bytes) -> None:
         """There is no space to give back."""
@@ -85,10 +86,6 @@ class SimDisk:
         """What was asked to be synced is on the medium."""
         if not self.sync_ignored:
             self._keep(self._asked)
-
-    def write_back(self, batches: int) -> None:
-        """The operating system writes out the oldest of what it holds, though nobody asked."""
-        self._keep(min(batches, len(self._cached)))
 
     def fail_sync(self, chance: random.Random) -> None:
         """A sync fails: some of what it was for may be on the medium; nothing is written from now on."""
@@ -130,26 +127,3 @@ class SimDisk:
     def _require_readable(self) -> None:
         if not self._open:
             raise StorageFailure("the disk is closed")
-
-
-class View:
-    def __init__(self, content: dict[bytes, bytes]) -> None:
-        self._content = content
-
-    def get(self, key: bytes) -> bytes | None:
-        return self._content.get(key)
-
-    def range(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        keys = sorted((key for key in self._content if start <= key < stop), reverse=reverse)
-        return ((key, self._content[key]) for key in keys)
-
-    def close(self) -> None:
-        """Nothing to let go."""
-
-
-def apply(content: dict[bytes, bytes], batch: Sequence[Write]) -> None:
-    for key, value in batch:
-        if value is None:
-            content.pop(key, None)
-        else:
-            content[key] = value

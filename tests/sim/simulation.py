@@ -329,12 +329,6 @@ class Simulation:
             chosen += [name for name in able if name not in chosen][: max(0, missing)]
         return chosen
 
-    def retire(self, name: str) -> None:
-        """It was removed, or never let in: its machine is switched off for good."""
-        if name in self.nodes:
-            self.crash(name)
-        self.names.remove(name)
-
     def heal(self, names: list[str]) -> None:
         """These run, are linked with each other, and nothing is wrong with them. The rest stays as it is."""
         self.network.rates = Rates()

@@ -9,7 +9,7 @@ from carequorum.devnet import create
 from tests.node.cluster import Cluster
 from tests.node.members import register
 from tests.node.test_power_loss import kills_under_load
-from tests.processes.hospitals import configure, started
+from tests.processes.hospitals import started
 from tests.processes.load import writing
 from tests.tracecheck.__main__ import load
 from tests.tracecheck.check import Report, check
@@ -46,7 +46,7 @@ async def test_a_disk_that_forgets_what_it_reported_is_found_out(tmp_path: Path)
 async def test_daemons_that_are_killed_do_what_raft_allows(tmp_path: Path) -> None:
     network = create(tmp_path / "net")
     for node in network.nodes:
-        configure(network, node, {"consensus": {"trace": f"{node.id}.trace"}})
+        network.configure(node, {"consensus": {"trace": f"{node.id}.trace"}})
     async with started(network):
         async with writing(network, tmp_path, 2) as answers:
             for _ in range(KILLS):

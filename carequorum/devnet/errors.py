@@ -1,0 +1,5 @@
+"""What went wrong with a development network."""
+
+
+class DevnetError(Exception):
+    """One line for people."""
