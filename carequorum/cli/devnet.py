@@ -143,7 +143,7 @@ def delay(
     directory: Directory = Path("devnet"),
     as_json: AsJson = False,
 ) -> None:
-    """Delay all that a node sends."""
+    """Delay a node's packets one way, so that every round trip with it takes so much longer."""
     _wires(Devnet(directory).delay(node, parse_duration_ms(duration), parse_duration_ms(jitter)), as_json)
 
 
@@ -154,7 +154,7 @@ def loss(
     directory: Directory = Path("devnet"),
     as_json: AsJson = False,
 ) -> None:
-    """Lose a share of the packets that a node sends."""
+    """Lose a share of a node's packets, one way."""
     _wires(Devnet(directory).loss(node, parse_percent(share)), as_json)
 
 

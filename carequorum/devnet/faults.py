@@ -1,13 +1,13 @@
 """What is wrong with the wires of a development network, as a value.
 
 Each command makes a new one of the last (`partition`, `oneway`, `delay`, `loss`, `heal`), and each node's wire does
-its part of it: it drops what comes from those it is cut from, and delays or loses what it sends. So a cut holds for
-packets under way and for connections that exist, and lasts when a node is started again.
+its part of it: it drops what comes from those it is cut from, and delays or loses packets one way (which one, see
+`wire`). So a cut holds for packets under way and for connections that exist, and lasts when a node is started again.
 
     partition a,b | c      a -x-> c, c -x-> a, b -x-> c, c -x-> b
     oneway a c             a -x-> c: c hears nothing of a, a hears c
-    delay a 100ms 20ms     what a sends takes 80 to 120 ms more
-    loss a 5%              of what a sends one packet of twenty is lost
+    delay a 100ms 20ms     every round trip with a takes 80 to 120 ms more
+    loss a 5%              one packet of twenty between a and anybody is lost, in one direction
 """
 
 import re
@@ -35,13 +35,13 @@ class Wire(msgspec.Struct, frozen=True):
 
     @property
     def shapes(self) -> bool:
-        """Whether what the node sends is delayed or lost."""
+        """Whether packets are delayed or lost."""
         return self.delay_ms > 0 or self.loss_percent > 0
 
 
 class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`cuts` are pairs of node ids, packets from the first to the second are dropped; sorted, each once.
-    `delays_ms` are (delay, jitter) and `losses_percent` the share of lost packets, by the id of the sender.
+    `delays_ms` are (delay, jitter) and `losses_percent` the share of lost packets, by node id.
     """
 
     cuts: tuple[tuple[str, str], ...] = ()
@@ -70,7 +70,7 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, cuts=_sorted([*self.cuts, (source, target)]))
 
     def delay(self, node: str, delay_ms: int, jitter_ms: int = 0) -> "Faults":
-        """Delay what a node sends by delay_ms ± jitter_ms; 0 ends that. Raises DevnetError."""
+        """Delay a node's packets, one way, by delay_ms ± jitter_ms; 0 ends that. Raises DevnetError."""
         if not 0 <= jitter_ms <= delay_ms <= DELAY_MS_MAX:
             limits = f"0 <= jitter <= delay <= {DELAY_MS_MAX} ms"
             raise DevnetError(f"a delay of {delay_ms} ms ± {jitter_ms} ms; possible is {limits}")
@@ -78,7 +78,7 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, delays_ms={each: both for each, both in delays.items() if both[0]})
 
     def loss(self, node: str, percent: float) -> "Faults":
-        """Lose a share of what a node sends; 0 ends that. Raises DevnetError."""
+        """Lose a share of a node's packets, one way; 0 ends that. Raises DevnetError."""
         if not 0 <= percent <= 100:
             raise DevnetError(f"a loss of {percent:g}%; possible is 0% to 100%")
         losses = {**self.losses_percent, node: percent}

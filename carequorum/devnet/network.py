@@ -168,11 +168,11 @@ class Devnet:
         return self._change(lambda faults: faults.oneway(source, target))
 
     def delay(self, node: str, delay_ms: int, jitter_ms: int = 0) -> Faults:
-        """Delay what a node sends."""
+        """Delay a node's packets, one way."""
         return self._change(lambda faults: faults.delay(node, delay_ms, jitter_ms))
 
     def loss(self, node: str, percent: float) -> Faults:
-        """Lose a share of what a node sends."""
+        """Lose a share of a node's packets, one way."""
         return self._change(lambda faults: faults.loss(node, percent))
 
     def heal(self) -> Faults:
@@ -196,7 +196,7 @@ class Devnet:
         for node in nodes:
             namespace = self._backend.namespace(node)
             if namespace is not None:
-                wire.apply(namespace, faults.wire(node.id, hosts), self.folder(node) / "wire.json")
+                wire.apply(namespace, faults.wire(node.id, hosts), self.folder(node) / wire.STATE)
 
     # what the nodes say
 

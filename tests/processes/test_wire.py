@@ -70,7 +70,10 @@ class Pair(SimpleNamespace):
         there.bind((B, 0))
         here.connect(there.getsockname())
         # So that each knows where the other is: netem loses and delays that question (ARP) as well.
-        assert len(echoes(here, there, 1)) == 1
+        for source, target in ((here, there), (there, here)):
+            target.settimeout(PATIENCE_S)
+            source.sendto(b"?", target.getsockname())
+            assert target.recv(1) == b"?"
         return here, there
 
     def delayer(self) -> Process:

@@ -170,11 +170,11 @@ def _await(daemon: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _end(daemon: subprocess.Popen[bytes], place: Path) -> None:
-    """The containers, then the engine; it ends its containerd. Whoever is impatient waits."""
+    """Containers and networks, then the engine; it ends its containerd. Whoever is impatient waits."""
     waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         if daemon.poll() is None:
-            _remove_containers()
+            _empty()
             daemon.terminate()
         try:
             daemon.wait(END_TIMEOUT_S)
@@ -186,12 +186,15 @@ def _end(daemon: subprocess.Popen[bytes], place: Path) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
 
 
-def _remove_containers() -> None:
-    """Nobody else knows of this engine, so every container in it is ours."""
+def _empty() -> None:
+    """Nobody else knows of this engine, so every container in it is ours, and every network but its own. It would
+    leave their interfaces and rules behind.
+    """
     try:
         ids = containers.run([containers.docker(), "ps", "--all", "--quiet", "--no-trunc"]).split()
         if ids:
             containers.run([containers.docker(), "rm", "--force", "--volumes", *ids])
+        containers.run([containers.docker(), "network", "prune", "--force"])
     except DevnetError as error:
         print(f"docker-test: {error}", file=sys.stderr)
 
