@@ -87,7 +87,8 @@ class Tally:
 class Commit:
     """The newest certificate that this node's log bears out, and those that still wait for the log or the disk.
 
-    `waiting` ascends; beyond WAITING_MAX the newest but one is dropped, so that the oldest still come true.
+    `waiting` ascends; beyond WAITING_MAX the newest but one is dropped (of those before, if that is the one just
+    learned), so that the oldest still come true.
     Invariants: `height` never falls; `told_height` <= durable height, and never falls.
     """
 
@@ -122,7 +123,8 @@ class Commit:
             return
         self._waiting.insert(position, certificate)
         if len(self._waiting) > WAITING_MAX:
-            del self._waiting[-2]
+            # Not the one just learned: it may end a range of blocks that is about to be taken.
+            del self._waiting[-3 if position == WAITING_MAX - 1 else -2]
 
     def _agree(self, certificate: Certificate) -> None:
         own = self._log.term_hash(certificate.height)

@@ -205,7 +205,8 @@ class CatchUp:
         if not held:
             # Too much waits for the disk already.
             return False
-        await self._executed(blocks.certificate.height)
+        # Not further than the core has committed: for more, this asks again.
+        await self._executed(min(blocks.certificate.height, self._driver.core.commit_height))
         self._range_bytes = RANGE_BYTES_MAX
         return True
 

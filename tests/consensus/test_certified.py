@@ -2,6 +2,7 @@
 
 import pytest
 
+from consensus.commit import WAITING_MAX
 from consensus.errors import Contradiction, ProtocolViolation
 from consensus.messages import AppendReply, Certificate, CertifiedBlocks, Entry, HardState, Reason, Role
 from consensus.ports import CoreSettings
@@ -60,6 +61,20 @@ def test_an_older_certificate_is_not_lost_behind_a_newer_one_that_waits() -> Non
     node.persist()
     assert node.core.commit_height == 2
     assert node.core.known_certificate == certify(chain[3], "n1", "n2")
+
+
+def test_the_certificate_of_fetched_blocks_is_kept_though_very_many_wait() -> None:
+    """A node that was paused hears the certificates of all it missed before it has the first of the blocks."""
+    chain = make_chain(*[1] * (WAITING_MAX + 20))
+    node = follower(term=1)
+    for block in [*chain[: WAITING_MAX - 1], chain[-1]]:
+        node.step("n2", append(1, None, certificate=certify(block, "n1", "n2")))
+    fetched = chain[: WAITING_MAX + 10]
+    assert node.core.step_certified("n3", certified(*fetched))
+    node.persist()
+    assert node.core.commit_height == len(fetched)
+    assert node.committed[-1].height == len(fetched)
+    assert node.core.known_certificate == certify(chain[-1], "n1", "n2")
 
 
 def test_the_leader_is_answered_for_what_came_from_elsewhere() -> None:

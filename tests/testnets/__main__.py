@@ -27,6 +27,7 @@ from carequorum.demo.staging import stage
 from carequorum.devnet import Devnet, DevnetError, Settings, create
 from ledger.errors import Rejection
 from tests.testnets.chain import ChainError
+from tests.testnets.engine import engine, image_bytes
 from tests.testnets.figures import Finding, Report, Row, attributed, broken, table, write
 from tests.testnets.load import writing
 from tests.testnets.rows import FAULTS
@@ -113,10 +114,9 @@ class Run:
         """Everything, and nothing is left running. Raises what the parts raise."""
         with ExitStack() as ending:
             if self._backend == "docker":
-                from tests.testnets.engine import engine
-
                 with self._step("engine"):
                     ending.enter_context(engine())
+                    print(f"image of {image_bytes() / 1e6:.0f} MB", flush=True)
             with self._step("network"):
                 network = self._network = _made(directory, self._backend)
                 ending.enter_context(_taken_down(network))

@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 
 from carequorum.devnet import commands
+from tests.testnets import engine
 
-# By backend: the Debian packages whose programs it needs.
-PACKAGES = {"process": (), "netns": ("iproute2", "iptables"), "docker": ("iproute2", "iptables")}
+# For the wires of both backends; `engine` sees to what containers need beside.
+PACKAGES = ("iproute2", "iptables")
 INSTALL_TIMEOUT_S = 180.0
 _DEBIAN = Path("/etc/debian_version")
 
@@ -24,18 +25,20 @@ def unavailable(backend: str) -> str | None:
         return "network namespaces need root"
     lacking = commands.missing()
     if lacking is not None:
-        lacking = _install(PACKAGES[backend]) or commands.missing()
+        lacking = _install() or commands.missing()
+    if lacking is None and backend == "docker":
+        lacking = engine.unavailable()
     return lacking
 
 
-def _install(packages: tuple[str, ...]) -> str | None:
+def _install() -> str | None:
     """Why they could not be installed, None if they are."""
     apt = shutil.which("apt-get")
     if apt is None or not _DEBIAN.exists():
-        return f"needs {' and '.join(packages)}, and this is no Debian with apt-get"
-    print(f"installing {' '.join(packages)}", flush=True)
+        return f"needs {' and '.join(PACKAGES)}, and this is no Debian with apt-get"
+    print(f"installing {' '.join(PACKAGES)}", flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *packages]):
+    for arguments in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
         try:
             ended = subprocess.run(
                 [apt, *arguments], capture_output=True, timeout=INSTALL_TIMEOUT_S, check=False, env=environment
