@@ -213,7 +213,8 @@ class Devnet:
     def leader(self) -> DevnetNode | None:
         """The running node that leads in the newest term anyone speaks of, if one does."""
         views = [view for node in self.nodes if self._can_answer(node) and (view := self._network(node))]
-        newest = max(views, key=lambda view: view.term, default=None)
+        # Who is cut off from the leader does not know it, in the same term.
+        newest = max(views, key=lambda view: (view.term, view.leader is not None), default=None)
         if newest is None or newest.leader is None:
             return None
         node = self.node(newest.leader)

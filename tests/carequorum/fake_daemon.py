@@ -1,7 +1,7 @@
 """What a daemon looks like from outside, for tests of those who start it: ports, readiness, signals.
 
-Run as `python -m tests.carequorum.fake_daemon --config PATH`. It leads where the folder holds a file `leads`; it
-ends at once where it holds `broken`, with 3, or `removed`, with 5. SIGTERM ends it with 0, unless the folder holds
+Run as `python -m tests.carequorum.fake_daemon --config PATH`. It leads where the folder holds a file `leads`, and is in
+that term without a leader where it holds `cut_off`; it ends at once where it holds `broken`, with 3, or `removed`, with 5. SIGTERM ends it with 0, unless the folder holds
 `stubborn`.
 """
 
@@ -53,7 +53,7 @@ def main() -> None:
         "organisation": folder.name,
         "role": "leader" if leads else "follower",
         "leader": folder.name if leads else None,
-        "term": 7 if leads else 6,
+        "term": 7 if leads or (folder / "cut_off").exists() else 6,
         "barred": False,
         "amnesia": False,
         "time": 0,

@@ -136,6 +136,14 @@ def test_up_kill_restart_down(network: Devnet) -> None:
     assert network.stop(network.nodes) == {}
 
 
+def test_who_is_cut_off_from_the_leader_does_not_hide_it(network: Devnet) -> None:
+    hospital_a, hospital_b = network.nodes
+    (network.folder(hospital_a) / "cut_off").touch()
+    (network.folder(hospital_b) / "leads").touch()
+    network.start(network.nodes)
+    assert network.leader() == hospital_b
+
+
 def test_a_paused_daemon_answers_nobody_and_goes_on_where_it_was(network: Devnet) -> None:
     hospital_a, hospital_b = network.nodes
     network.start(network.nodes)
