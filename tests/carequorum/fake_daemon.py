@@ -1,8 +1,8 @@
 """What a daemon looks like from outside, for tests of those who start it: ports, readiness, signals.
 
-Run as `python -m tests.carequorum.fake_daemon --config PATH`. It leads where the folder holds a file `leads`, and is in
-that term without a leader where it holds `cut_off`; it ends at once where it holds `broken`, with 3, or `removed`, with 5. SIGTERM ends it with 0, unless the folder holds
-`stubborn`.
+Run as `python -m tests.carequorum.fake_daemon --config PATH`. It leads where the folder holds a file `leads`, and is
+in that term without a leader where it holds `cut_off`; it ends at once where it holds `broken`, with 3, or `removed`,
+with 5. SIGTERM ends it with 0, unless the folder holds `stubborn`.
 """
 
 import json
