@@ -87,9 +87,9 @@ class Tally:
 class Commit:
     """The newest certificate that this node's log bears out, and those that still wait for the log or the disk.
 
-    `waiting` ascends; beyond WAITING_MAX the newest but one is dropped (of those before, if that is the one just
-    learned), so that the oldest still come true.
-    Invariants: `height` never falls; `told_height` <= durable height, and never falls.
+    `waiting` ascends; beyond WAITING_MAX one is dropped, see `_drop_one`.
+    Invariants: `height` never falls; `told_height` <= durable height, and never falls; while it is below `height`, the
+    certificate at `height` is in `waiting`.
     """
 
     def __init__(self, log: Log, certificate: Certificate | None) -> None:
@@ -123,8 +123,17 @@ class Commit:
             return
         self._waiting.insert(position, certificate)
         if len(self._waiting) > WAITING_MAX:
-            # Not the one just learned: it may end a range of blocks that is about to be taken.
-            del self._waiting[-3 if position == WAITING_MAX - 1 else -2]
+            self._drop_one(certificate.height)
+
+    def _drop_one(self, learned: int) -> None:
+        """The newest that can be spared, so that the oldest still come true. Not to be spared are the newest of all,
+        which says how far there is to go, the one just learned, which may end a range of blocks that is about to be
+        taken, and the one that `height` stands on, which is to be told.
+        """
+        for place in reversed(range(len(self._waiting) - 1)):
+            if self._waiting[place].height not in (learned, self.height):
+                del self._waiting[place]
+                return
 
     def _agree(self, certificate: Certificate) -> None:
         own = self._log.term_hash(certificate.height)

@@ -205,10 +205,11 @@ class CatchUp:
         if not held:
             # Too much waits for the disk already.
             return False
-        # Not further than the core has committed: for more, this asks again.
-        await self._executed(min(blocks.certificate.height, self._driver.core.commit_height))
+        # What the core has not committed would not be executed: for that, this asks again.
+        reached = min(blocks.certificate.height, self._driver.core.commit_height)
+        await self._executed(reached)
         self._range_bytes = RANGE_BYTES_MAX
-        return True
+        return reached > begin
 
     def _complain(self, peer: str, detail: str) -> None:
         """One line for a peer's fault, however often it is met in a row."""
