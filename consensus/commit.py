@@ -88,8 +88,8 @@ class Commit:
     """The newest certificate that this node's log bears out, and those that still wait for the log or the disk.
 
     `waiting` ascends; beyond WAITING_MAX one is dropped, see `_drop_one`.
-    Invariants: `height` never falls; `told_height` <= durable height, and never falls; while it is below `height`, the
-    certificate at `height` is in `waiting`.
+    Invariants: `height` never falls; `told_height` <= durable height, and never falls; while it is below `height`,
+    the certificate at `height` is in `waiting`.
     """
 
     def __init__(self, log: Log, certificate: Certificate | None) -> None:
