@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_ENDED = ("Z", "X")
 _STATE, _START = 0, 19  # fields of /proc/<pid>/stat, counted after the command's closing parenthesis
 
 
@@ -50,9 +51,28 @@ def spawn(argv: list[str], log: Path) -> Process:
     return Process(pid, _moment(stat))
 
 
+def find(*words: str) -> Process | None:
+    """A running process of this user's whose command line ends with `words`; the oldest, if there are several."""
+    tail = "".join(f"{word}\0" for word in words).encode()
+    found: list[tuple[int, int]] = []
+    for place in Path("/proc").glob("[0-9]*"):
+        pid = int(place.name)
+        try:
+            ours = place.stat().st_uid == os.geteuid() and (place / "cmdline").read_bytes().endswith(b"\0" + tail)
+        except OSError:
+            continue
+        stat = _stat(pid) if ours else None
+        if stat is not None and stat[_STATE] not in _ENDED:
+            found.append((int(stat[_START]), pid))
+    if not found:
+        return None
+    started, pid = min(found)
+    return Process(pid, _moment_of(started))
+
+
 def is_running(process: Process) -> bool:
     stat = _stat(process.pid)
-    return stat is not None and stat[_STATE] not in ("Z", "X") and _moment(stat) == process.started
+    return stat is not None and stat[_STATE] not in _ENDED and _moment(stat) == process.started
 
 
 def is_stopped(process: Process) -> bool:
@@ -120,4 +140,8 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _moment(stat: list[str]) -> str:
-    return f"{_BOOT_ID.read_text().strip()}:{stat[_START]}"
+    return _moment_of(int(stat[_START]))
+
+
+def _moment_of(started_ticks: int) -> str:
+    return f"{_BOOT_ID.read_text().strip()}:{started_ticks}"

@@ -13,8 +13,13 @@ refused: who, when     ask the same node what it knows of it, for it may be the 
                        it: the end
 refused: pruned        the same; when no node knows more of it, the outcome is unknown: it may have been committed
                        long ago, in a block that these nodes keep no longer
-refused: full, busy    the next node, and a pause of at least Retry-After after the round
+refused: full, busy,   the next node, and a pause of at least Retry-After after the round
+not ready
 nothing                the next node; if the request was sent, the node may hold it
+
+A node is asked to wait for the commit no longer than this client waits for an answer: at each, ANSWER_SHARE of
+`answer_timeout_s`, and not beyond the time of the transaction. Otherwise a node that may wait longer would be taken
+for one that does not answer.
 
 When `until` is long past by this client's clock and nobody could tell, the outcome is unknown, and said to be. After
 a refusal that another node need not give, each of them is asked first.
@@ -26,7 +31,7 @@ from typing import Literal
 
 import msgspec
 
-from carequorum.transport import JSON, MSGPACK, Node, NodeFailed, Pauses, Refused, Transport, Unreachable
+from carequorum.transport import JSON, MSGPACK, Node, NodeFailed, Pauses, Refused, Settings, Transport, Unreachable
 from ledger.encoding import encode
 from ledger.errors import Rejection
 from ledger.execution import OK
@@ -34,6 +39,14 @@ from ledger.transaction import Transaction, check_bodies, decode_transaction
 
 Level = Literal["committed", "sealed"]
 GRACE_MS = 5_000
+# Of the time that one request may take; the rest is for the way there and back.
+ANSWER_SHARE = 0.8
+# What a node has for the rest of its work on a transaction whose time is over.
+LAST_WAIT_MS = 1_000
+# As the port bounds it.
+WAIT_MS_MAX = 600_000
+# 202 says that a commit was waited for, and has yet to come.
+WITH_PENDING = (200, 202)
 _PRUNED = "pruned"
 # Refusals that depend on what a node has executed and kept, or on its clock.
 _DEPENDS = frozenset({"duplicate", "expired", "revoked", "unregistered", "until_too_far", "wrong_signer", _PRUNED})
@@ -129,7 +142,8 @@ async def submit(
     async for node in transport.rounds(pauses):
         progress.asked += 1
         try:
-            status = await _ask(transport, node, transaction, body, level)
+            wait_ms = _wait_ms(transport.settings, deadline_ms - now_ms())
+            status = await _ask(transport, node, transaction, body, f"wait={level}&wait_ms={wait_ms}")
         except NodeFailed as error:
             progress.held = progress.held or error.sent
             progress.refusals = 0
@@ -160,11 +174,17 @@ async def ask_status(transport: Transport, node: Node, tx_id: bytes) -> TxStatus
         raise NodeFailed(node.url, "a status that is none", sent=True) from None
 
 
-async def _ask(transport: Transport, node: Node, transaction: Transaction, body: bytes, level: Level) -> TxStatus:
+def _wait_ms(settings: Settings, left_ms: int) -> int:
+    """How long a node may wait for the commit, of whose transaction's time `left_ms` are left."""
+    answer_ms = int(settings.answer_timeout_s * 1_000 * ANSWER_SHARE)
+    return max(1, min(answer_ms, max(left_ms, LAST_WAIT_MS), WAIT_MS_MAX))
+
+
+async def _ask(transport: Transport, node: Node, transaction: Transaction, body: bytes, query: str) -> TxStatus:
     """Where it stands at one node after handing it over. Raises Refused or NodeFailed."""
-    target = f"/v1/transactions?wait={level}"
+    target, headers = f"/v1/transactions?{query}", {"Accept": JSON, "Content-Type": MSGPACK}
     try:
-        answer = await transport.request(node, "POST", target, {"Accept": JSON, "Content-Type": MSGPACK}, body)
+        answer = await transport.request(node, "POST", target, headers, body, statuses=WITH_PENDING)
     except Refused as refusal:
         if refusal.code not in _DEPENDS:
             raise

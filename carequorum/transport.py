@@ -9,7 +9,7 @@ heeded).
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn, TypeVar
@@ -137,9 +137,16 @@ class Transport:
             await pauses.take()
 
     async def request(
-        self, node: Node, method: str, target: str, headers: dict[str, str], body: bytes | None = None
+        self,
+        node: Node,
+        method: str,
+        target: str,
+        headers: dict[str, str],
+        body: bytes | None = None,
+        *,
+        statuses: Collection[int] = (200,),
     ) -> bytes:
-        """One request at one node: the body of its answer, with status 200 or (a commit has yet to come) 202.
+        """One request at one node: the body of its answer, if that has one of these statuses.
 
         `target` is path and query, sent as it is. Raises Refused or NodeFailed.
         """
@@ -160,7 +167,7 @@ class Transport:
             self._fail(node, type(error).__name__, sent=not unsent)
         if answer is None:
             self._fail(node, f"an answer of more than {ANSWER_BYTES_MAX} bytes", sent=True)
-        if status not in (200, 202):
+        if status not in statuses:
             self._refuse(node, answer, status, retry_after)
         node.avoid_until = 0.0
         return answer
@@ -241,7 +248,7 @@ class Transport:
         raise NodeFailed(node.url, why, sent=sent) from None
 
     def _refuse(self, node: Node, answer: bytes, status: int, retry_after: str) -> NoReturn:
-        """Raise what an answer with another status than 200 says."""
+        """Raise what an answer with another status says."""
         try:
             problem = msgspec.json.decode(answer, type=_Problem)
         except (msgspec.DecodeError, UnicodeError):

@@ -11,7 +11,7 @@ def require_member(request: web.Request, backend: Backend) -> ReadRequest:
     """The signed read request in the Authorization header, its signer an active member now.
 
     Raises Rejection: no_read_request, bad_read_request, stale_read_request, bad_signature, unregistered,
-    wrong_signer, revoked.
+    wrong_signer, revoked; not_ready in the place of the last three while the node is not ready.
     """
     headers = request.headers.getall("Authorization", [])
     if len(headers) > 1:

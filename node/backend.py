@@ -29,6 +29,7 @@ from node.http_types import (
 from node.inspector import BLOCK_OVERHEAD_BYTES
 from node.metrics import Metrics
 from node.pool import Pool
+from node.readiness import withheld
 from node.reads import Reads
 from node.roster import Roster
 from node.tail import Tail
@@ -102,7 +103,7 @@ class NodeBackend:
         fresh: list[SharedTransaction] = []
         for one, (_, bodies) in zip(self._admission.take(items, "client"), items, strict=True):
             if isinstance(one, Rejection):
-                answers.append(Submission(None, one))
+                answers.append(Submission(None, withheld(one, self._ready())))
                 continue
             answers.append(Submission(one.transaction.id, None))
             if one.new:
@@ -180,7 +181,10 @@ class NodeBackend:
         return found
 
     def check_reader(self, request: ReadRequest) -> None:
-        identity.check_key(self._store.get, request.by, request.key)
+        try:
+            identity.check_key(self._store.get, request.by, request.key)
+        except Rejection as rejection:
+            raise withheld(rejection, self._ready()) from None
 
     def network(self) -> NetworkView:
         core, store = self._core, self._store

@@ -59,6 +59,7 @@ READER = (
     "unregistered",
     "wrong_signer",
     "revoked",
+    "not_ready",
 )
 # Why the ledger refuses a transaction before it is in a block.
 ADMISSION = (
@@ -135,11 +136,11 @@ ENDPOINTS = (
             Answer(
                 JSON,
                 "One result for each transaction, in order. A single one that is refused is answered by the problem "
-                "itself; so is a list that is refused whole because the pool is full.",
+                "itself; so is a list of which all is refused as `pool_full` or `not_ready`.",
                 (SubmitAnswer,),
             ),
         ),
-        ("unsupported_media_type", "request_timeout", "pool_full", "busy", "pruned", *ADMISSION),
+        ("unsupported_media_type", "request_timeout", "pool_full", "busy", "not_ready", "pruned", *ADMISSION),
         body=Submitted,
         links=(("transaction", "id", "/results/0/id"), ("receipt", "id", "/results/0/id")),
         late="A commit was waited for, and some transaction is `pending` still: taken, and in no block yet.",
@@ -257,7 +258,7 @@ ENDPOINTS = (
                 (EventView, CutView),
             ),
         ),
-        ("bad_event_id", "busy", "not_ready", "pruned", *READER),
+        ("bad_event_id", "busy", "pruned", *READER),
         signed="subject",
         headers=(("Last-Event-ID", EventIdText, "Go on after this event, whatever `from` says."),),
     ),

@@ -83,6 +83,8 @@ SUBMIT_BATCH = 16
 
 # None is what turns it off, whatever the library's annotation says.
 NO_ACCESS_LOG: dict[str, Any] = {"access_log": None}
+# A list of which all is refused for one of these is answered by the problem itself: it may be taken later.
+REFUSED_WHOLE = frozenset({"pool_full", "not_ready"})
 # Contracts whose state is linked to subjects.
 SIGNED_CONTRACTS = frozenset({"records"})
 
@@ -266,8 +268,8 @@ class ProviderApi:
                 items = [submitted] if isinstance(submitted, Item) else submitted
                 submissions = await self._submit(items)
             refusals = [each.rejection for each in submissions if each.rejection is not None]
-            full = all(refusal.code == "pool_full" for refusal in refusals)
-            if len(refusals) == len(items) and (isinstance(submitted, Item) or full):
+            passes = all(refusal.code in REFUSED_WHOLE for refusal in refusals)
+            if len(refusals) == len(items) and (isinstance(submitted, Item) or passes):
                 raise refusals[0]
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._result(each, query)) for each in submissions]

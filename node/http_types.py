@@ -203,7 +203,10 @@ class Backend(Protocol):
         ...
 
     def submit(self, items: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Submission]:
-        """Check, pool and gossip (signed transaction, its bodies) pairs: one result each, in order."""
+        """Check, pool and gossip (signed transaction, its bodies) pairs: one result each, in order.
+
+        While the node is not `ready`, what only its state would refuse is refused as "not_ready".
+        """
         ...
 
     async def wait(self, tx_id: bytes, level: Literal["committed", "sealed"], timeout_s: float) -> TxStatus:
@@ -259,7 +262,10 @@ class Backend(Protocol):
         ...
 
     def check_reader(self, request: ReadRequest) -> None:
-        """Rejection: "unregistered", "revoked", "wrong_signer" unless the signer is an active member now."""
+        """Rejection: "unregistered", "revoked", "wrong_signer" unless the signer is an active member now.
+
+        "not_ready" in the place of each of them while the node is not `ready`.
+        """
         ...
 
     def network(self) -> NetworkView: ...
@@ -288,7 +294,13 @@ Submitted = Item | Annotated[list[Item], Meta(min_length=1, max_length=ITEMS_MAX
 
 class SubmitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait: Annotated[Wait, Meta(description="What the answer waits for, at most `provider.wait_ms_max`.")] = "accepted"
-    wait_ms: Annotated[int, Meta(ge=1, le=600_000, description="How long at most, where that is less.")] | None = None
+    wait_ms: (
+        Annotated[
+            int,
+            Meta(ge=1, le=600_000, description="How long at most, where that is less. Nothing waits for `accepted`."),
+        ]
+        | None
+    ) = None
 
 
 class ReadQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

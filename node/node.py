@@ -41,6 +41,7 @@ from node.metrics import Metrics
 from node.peering import Peering
 from node.pool import Pool, PoolLimits
 from node.proposer import Proposer
+from node.readiness import Readiness
 from node.reads import Reads
 from node.roster import Roster
 from node.snapshots import SnapshotPlaces, Snapshots
@@ -114,7 +115,6 @@ class Node:
         self._settings = settings
         self._places = places
         self._now_ms = now_ms
-        self._stopping = False
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         self._group: asyncio.TaskGroup | None = None
         self._trace: TraceFile | None = None
@@ -188,7 +188,7 @@ class Node:
 
         So its peers need not notice its silence first.
         """
-        self._stopping = True
+        self.readiness.stopping = True
         if not self.driver.hand_over():
             return
         core = self.driver.core
@@ -202,23 +202,10 @@ class Node:
                 return
 
     def stop_serving(self) -> None:
-        """From now on `ready` says that this node is stopping, and nobody is kept waiting."""
-        self._stopping = True
+        """From now on `readiness` says that this node is stopping, and nobody is kept waiting."""
+        self.readiness.stopping = True
         self.tracker.release()
         self.reads.release()
-
-    def ready(self) -> str | None:
-        """None when clients can be served, else why not."""
-        if self._stopping:
-            return "stopping"
-        if self.driver.core.leader is None:
-            return "no leader is known"
-        # A node that has to catch up from peers would answer about the past.
-        known = self.driver.core.known_certificate
-        gap = self._settings.core.replicate_gap_blocks // 2
-        if known is not None and known.height - self._store.executed_height > gap:
-            return "catching up"
-        return None
 
     def _build_consensus(self, key: SigningKey) -> None:
         genesis, store, settings = self._genesis, self._store, self._settings
@@ -268,6 +255,9 @@ class Node:
         )
         self.metrics.amnesia.set(self.amnesia is not None)
         self.changes.attach(self.driver)
+        self.readiness = Readiness(
+            self.driver.core, store, last_height, behind_blocks=settings.core.replicate_gap_blocks // 2
+        )
 
     def _build_execution(self) -> None:
         genesis, store = self._genesis, self._store
@@ -390,7 +380,7 @@ class Node:
             admission,
             self.metrics,
             now_ms=self._now_ms,
-            ready=self.ready,
+            ready=self.readiness.why_not,
             fault=self._fault,
             peers=self.network.peers,
             share=self.network.push_transactions,

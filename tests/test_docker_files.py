@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from packaging.requirements import Requirement
 
-from carequorum.devnet import DevnetError, inside
+from carequorum.devnet import DevnetError, containers, inside, programs
+from carequorum.devnet import docker as docker_backend
 from carequorum.devnet.backend import Order
 from carequorum.devnet.containers import FILES, PROJECT
 from carequorum.devnet.docker import DockerBackend
@@ -135,6 +136,125 @@ def test_the_image_runs_as_the_owner_of_the_volumes_and_pulls_no_frontend() -> N
     assert [line for line in lines if line.startswith("CMD")] == [
         'CMD ["python", "-m", "node", "--config", "/var/lib/carequorum/node.toml"]'
     ]
+
+
+def test_the_image_says_the_version_of_the_project() -> None:
+    text = (FILES / "Dockerfile").read_text()
+    labelled = re.findall(r'org\.opencontainers\.image\.version="([^"]*)"', text)
+    assert labelled == [PYPROJECT["project"]["version"]]
+
+
+def test_python_finds_no_module_in_the_volume() -> None:
+    text = (FILES / "Dockerfile").read_text()
+    assert re.search(r"^ +PYTHONSAFEPATH=1( \\)?$", text, re.MULTILINE)
+
+
+# is the image older than the project?
+
+
+def test_everything_that_the_image_is_built_from_counts() -> None:
+    copied = re.findall(r"^COPY (?!--)(.+) \S+$", (FILES / "Dockerfile").read_text(), re.MULTILINE)
+    assert {name for names in copied for name in names.split()} == set(containers.SOURCES[2:])
+    assert all((PROJECT / name).exists() for name in containers.SOURCES)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name in containers.SOURCES:
+        path = tmp_path / name / "module.py" if (PROJECT / name).is_dir() else tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path
+
+
+def test_the_hash_of_the_sources_is_of_names_and_contents(project: Path) -> None:
+    hashes = [containers.sources_hash(project)]
+    (project / "node" / "__pycache__").mkdir()
+    (project / "node" / "__pycache__" / "module.pyc").write_bytes(b"x")
+    (project / "elsewhere").write_text("x")
+    assert containers.sources_hash(project) == hashes[0]
+    (project / "node" / "module.py").write_text("x")
+    hashes.append(containers.sources_hash(project))
+    (project / "node" / "module.py").rename(project / "node" / "renamed.py")
+    hashes.append(containers.sources_hash(project))
+    (project / "configs" / "docker" / "build.lock").write_text("x")
+    hashes.append(containers.sources_hash(project))
+    assert len(set(hashes)) == 4
+    (project / "pyproject.toml").unlink()
+    with pytest.raises(DevnetError, match=r"pyproject\.toml is missing"):
+        containers.sources_hash(project)
+
+
+@pytest.mark.parametrize(
+    ("present", "label", "named", "builds"),
+    [
+        (False, "", False, True),
+        (True, "current", False, False),
+        (True, "older", False, True),
+        (True, "", False, True),
+        # Whoever names an image means that one.
+        (True, "older", True, False),
+        (False, "", True, True),
+    ],
+)
+def test_an_image_of_other_sources_is_built_anew(
+    monkeypatch: pytest.MonkeyPatch, present: bool, label: str, named: bool, builds: bool
+) -> None:
+    built: list[bool] = []
+    monkeypatch.setattr(containers, "has_image", lambda name: present)
+    monkeypatch.setattr(containers, "sources_hash", lambda: "current")
+    monkeypatch.setattr(containers, "_label", lambda name: label)
+    monkeypatch.setattr(containers, "build", lambda: built.append(True))
+    monkeypatch.setenv(containers.IMAGE_VARIABLE, "registry.example/node:1" if named else "")
+    containers.ensure_image()
+    assert built == [True] * builds
+
+
+def test_an_old_image_that_cannot_be_built_anew_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> None:
+        raise DevnetError("docker build: no index")
+
+    monkeypatch.delenv(containers.IMAGE_VARIABLE, raising=False)
+    monkeypatch.setattr(containers, "has_image", lambda name: True)
+    monkeypatch.setattr(containers, "_label", lambda name: "older")
+    monkeypatch.setattr(containers, "build", build)
+    said = r"carequorum:local is older .*docker build: no index.*CAREQUORUM_IMAGE=carequorum:local"
+    with pytest.raises(DevnetError, match=said) as raised:
+        containers.ensure_image()
+    assert "\n" not in str(raised.value)
+
+
+# what is run beside the daemons
+
+
+@pytest.mark.parametrize("verb", ["check", "configure"])
+def test_a_container_beside_is_removed_even_if_only_its_client_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    ran: list[list[str]] = []
+
+    def gives_up(command: list[str], **_: object) -> str:
+        ran.append(command)
+        raise DevnetError("it did not end")
+
+    def checked(node: object, command: list[str], timeout_s: float) -> None:
+        gives_up(command)
+
+    monkeypatch.setattr(docker_backend, "docker", lambda: "docker")
+    monkeypatch.setattr(docker_backend, "checked", checked)
+    monkeypatch.setattr(programs, "run", gives_up)
+    monkeypatch.setattr(programs, "attempt", lambda command, **_: ran.append(command))
+    node = MEMBERS[0].outside(1)
+    backend = DockerBackend(tmp_path, [node])
+    calls: dict[str, Callable[[], object]] = {
+        "check": lambda: backend.check(node),
+        "configure": lambda: backend.configure(node, {}),
+    }
+    with pytest.raises(DevnetError, match="it did not end"):
+        calls[verb]()
+    started, removed = ran
+    name = next(word.removeprefix("--name=") for word in started if word.startswith("--name="))
+    assert removed == ["docker", "rm", "--force", name]
 
 
 # keys and genesis in the volumes

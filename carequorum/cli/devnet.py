@@ -16,6 +16,8 @@ from carequorum.processes import Ended
 app = typer.Typer(help="A network of hospitals on this machine, for development.")
 
 LOG_LINES_MAX = 100_000
+# What the daemon's configuration allows (devnet.clock_offset_ms): a day.
+CLOCK_MS_MAX = 86_400_000
 
 Directory = Annotated[
     Path,
@@ -176,6 +178,8 @@ def clock(
     """Set a node's clock ahead of this machine's or behind it, and start the node again if it runs."""
     network = Devnet(directory)
     member, offset_ms = network.node(node), parse_duration_ms(offset)
+    if abs(offset_ms) > CLOCK_MS_MAX:
+        raise DevnetError(f"a clock {offset} off; possible is {CLOCK_MS_MAX // 1_000} s at most, ahead or behind")
     runs = network.pid(member) is not None
     _none_left(network.stop([member]))
     network.configure(member, {"devnet": {"clock_offset_ms": offset_ms}})
@@ -193,7 +197,7 @@ def _same(network: Devnet, backend: str | None, nodes: int | None, learners: int
 
 
 def _chosen(network: Devnet, ids: list[str] | None) -> list[DevnetNode]:
-    return [network.node(node_id) for node_id in ids] if ids else list(network.nodes)
+    return [network.node(node_id) for node_id in dict.fromkeys(ids)] if ids else list(network.nodes)
 
 
 def _chosen_or_leader(network: Devnet, ids: list[str] | None, *, leader: bool) -> list[DevnetNode]:

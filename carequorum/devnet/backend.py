@@ -26,11 +26,13 @@ class Order(msgspec.Struct, frozen=True):
 class Backend(Protocol):
     """Runs the nodes of the network in one folder. Everything here raises DevnetError.
 
-    `has_wires` says whether each node has a network namespace of its own, whose wire can be broken; `has_volumes`
-    whether keys and stores are elsewhere than in the folder.
+    `has_wires` says whether each node has a network namespace of its own, whose wire can be broken; `keeps_wires`
+    whether it has the same one when it is started again; `has_volumes` whether keys and stores are elsewhere than in
+    the folder.
     """
 
     has_wires: bool
+    keeps_wires: bool
     has_volumes: bool
 
     @classmethod

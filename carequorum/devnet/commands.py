@@ -1,13 +1,12 @@
-"""The system's programs that make, enter and break network namespaces: found, run, and their errors in one line."""
+"""The system's programs that make, enter and break network namespaces."""
 
 import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from carequorum.devnet.errors import DevnetError
+from carequorum.devnet.programs import attempt, find
 
 # By the Debian package that has them.
 PACKAGES = {
@@ -15,10 +14,6 @@ PACKAGES = {
     "iptables": ("iptables-save", "iptables-restore"),
     "util-linux": ("nsenter", "unshare"),
 }
-TIMEOUT_S = 30.0
-
-# Not on every user's PATH.
-_SYSTEM = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 
 def missing() -> str | None:
@@ -26,7 +21,7 @@ def missing() -> str | None:
     if os.geteuid() != 0:
         return "network namespaces and the faults on their wires need root"
     lacking = {
-        package: lost for package, tools in PACKAGES.items() if (lost := [tool for tool in tools if not _find(tool)])
+        package: lost for package, tools in PACKAGES.items() if (lost := [tool for tool in tools if not find(tool)])
     }
     if lacking:
         tools = ", ".join(tool for lost in lacking.values() for tool in lost)
@@ -50,48 +45,10 @@ def inside(namespace: Path, command: Sequence[str]) -> list[str]:
     return [tool("nsenter"), f"--net={namespace}", "--", *command]
 
 
-def run(command: Sequence[str], given: str | None = None) -> str:
-    """What it wrote. Raises DevnetError with what it said if it fails."""
-    ended = attempt(command, given)
-    if ended.returncode:
-        said = "; ".join(line for line in ended.stderr.splitlines() if line) or f"it ended with {ended.returncode}"
-        raise DevnetError(f"{_short(command)}: {said[:300]}")
-    return ended.stdout
-
-
-def attempt(command: Sequence[str], given: str | None = None) -> subprocess.CompletedProcess[str]:
-    """How it ended, whatever it said. Raises DevnetError if it does not end."""
-    try:
-        return subprocess.run(
-            command,
-            input=given,
-            stdin=subprocess.DEVNULL if given is None else None,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except subprocess.TimeoutExpired:
-        raise DevnetError(f"{_short(command)} did not end within {TIMEOUT_S:g} s") from None
-
-
 def tool(name: str) -> str:
     """The path of one of PACKAGES. Raises DevnetError."""
-    path = _find(name)
+    path = find(name)
     if path is None:
         need()
         raise DevnetError(f"{name} is missing")
     return path
-
-
-def _find(name: str) -> str | None:
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *_SYSTEM]))
-
-
-def _short(command: Sequence[str]) -> str:
-    """The program that fails, without the way into its namespace."""
-    words = list(command)
-    if "--" in words:
-        words = words[words.index("--") + 1 :]
-    return " ".join([Path(words[0]).name, *words[1:6]])

@@ -1,15 +1,16 @@
-"""The engine's programs: the docker client and whichever Compose there is; found, run, their errors in one line."""
+"""The engine's programs, the docker client and whichever Compose there is; and the image of the nodes."""
 
+import hashlib
 import os
 import shutil
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 import msgspec
 
 from carequorum.devnet.errors import DevnetError
+from carequorum.devnet.programs import attempt, find, run
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = PROJECT / "configs" / "docker"
@@ -18,7 +19,24 @@ IMAGE = "carequorum:local"
 TIMEOUT_S = 60.0
 COMPOSE_TIMEOUT_S = 180.0
 BUILD_TIMEOUT_S = 1800.0
-_SAID_MAX = 300
+
+# What the Dockerfile copies, and itself; of folders all but what Python keeps there.
+SOURCES = (
+    "configs/docker/Dockerfile",
+    "configs/docker/Dockerfile.dockerignore",
+    "configs/docker/requirements.lock",
+    "configs/docker/build.lock",
+    "pyproject.toml",
+    "README.md",
+    "ledger",
+    "consensus",
+    "storage",
+    "network",
+    "node",
+    "carequorum",
+)
+# Of an image that was built here: `sources_hash` at that time.
+SOURCES_LABEL = "carequorum.sources"
 
 
 class State(msgspec.Struct, frozen=True, rename="pascal"):
@@ -28,7 +46,6 @@ class State(msgspec.Struct, frozen=True, rename="pascal"):
     paused: bool
     pid: int
     exit_code: int
-    error: str
 
 
 def image() -> str:
@@ -38,8 +55,52 @@ def image() -> str:
 
 def has_image(name: str) -> bool:
     """Whether the engine has it. Raises DevnetError if no engine answers."""
-    ended = attempt([docker(), "image", "ls", "--quiet", name])
-    return bool(_checked(ended, "docker image ls").strip())
+    return bool(run([docker(), "image", "ls", "--quiet", name], timeout_s=TIMEOUT_S).strip())
+
+
+def ensure_image() -> None:
+    """Build the image of the nodes where there is none, or where it was built of other sources than are here now. One
+    that CAREQUORUM_IMAGE names is taken as it is. Raises DevnetError.
+    """
+    name = image()
+    if not has_image(name):
+        build()
+    elif not os.environ.get(IMAGE_VARIABLE) and _label(name) != sources_hash():
+        try:
+            build()
+        except DevnetError as error:
+            # Chosen by name it can still be used.
+            raise DevnetError(
+                f"{name} is older than the project and cannot be built anew ({error}); with {IMAGE_VARIABLE}={name} "
+                "it is used as it is"
+            ) from None
+
+
+def sources_hash(project: Path = PROJECT) -> str:
+    """Of the names and contents of everything that the image is built from, in hex. Raises DevnetError."""
+    found = hashlib.sha256()
+    try:
+        for path in _sources(project):
+            content = path.read_bytes()
+            found.update(f"{path.relative_to(project)}\0{len(content)}\0".encode() + content)
+    except OSError as error:
+        raise DevnetError(f"the image is built from a clone of the project: {error.filename} is missing") from None
+    return found.hexdigest()
+
+
+def _sources(project: Path) -> Iterator[Path]:
+    for name in SOURCES:
+        path = project / name
+        if path.is_dir():
+            yield from sorted(each for each in path.rglob("*") if each.is_file() and "__pycache__" not in each.parts)
+        else:
+            yield path
+
+
+def _label(name: str) -> str:
+    """Empty where the image has no such label."""
+    words = ["image", "inspect", f'--format={{{{index .Config.Labels "{SOURCES_LABEL}"}}}}', name]
+    return run([docker(), *words], timeout_s=TIMEOUT_S).strip()
 
 
 def build(
@@ -50,23 +111,22 @@ def build(
     `base_image` replaces the Dockerfile's; `secrets` lends files to the build, by id (pip_conf, ca), of which the
     image keeps nothing; `network` is what the build's own commands use ("host"). Raises DevnetError.
     """
-    dockerfile = FILES / "Dockerfile"
-    if not dockerfile.is_file():
-        raise DevnetError(f"the image is built from a clone of the project: {dockerfile} is missing")
-    command = [builder(), "build", "--file", str(dockerfile), "--tag", image(), "--progress", "plain"]
+    label = f"{SOURCES_LABEL}={sources_hash()}"
+    command = [builder(), "build", "--file", str(FILES / "Dockerfile"), "--tag", image(), "--label", label]
+    command += ["--progress", "plain"]
     if base_image is not None:
         command += ["--build-arg", f"BASE_IMAGE={base_image}"]
     for name, path in (secrets or {}).items():
         command += ["--secret", f"id={name},src={path}"]
     if network is not None:
         command += ["--network", network]
-    run([*command, str(PROJECT)], {"DOCKER_BUILDKIT": "1"}, BUILD_TIMEOUT_S)
+    run([*command, str(PROJECT)], settings={"DOCKER_BUILDKIT": "1"}, timeout_s=BUILD_TIMEOUT_S)
 
 
 @cache
 def docker() -> str:
     """The client. Raises DevnetError."""
-    path = shutil.which("docker")
+    path = find("docker")
     if path is None:
         raise DevnetError("there is no docker here (Debian: apt-get install docker.io docker-compose)")
     return path
@@ -77,7 +137,7 @@ def compose() -> tuple[str, ...]:
     """How Compose is called: the client's plugin, or the program of its own. Raises DevnetError."""
     if attempt([docker(), "compose", "version"]).returncode == 0:
         return (docker(), "compose")
-    path = shutil.which("docker-compose")
+    path = find("docker-compose")
     if path is None:
         raise DevnetError(
             "there is neither `docker compose` nor docker-compose (Debian: apt-get install docker-compose)"
@@ -91,46 +151,7 @@ def builder() -> str:
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
         path = shutil.which("docker", path=folder)
         if path is not None:
-            ended = attempt([path, "build", "--help"], {"DOCKER_BUILDKIT": "1"})
+            ended = attempt([path, "build", "--help"], settings={"DOCKER_BUILDKIT": "1"})
             if ended.returncode == 0 and "--secret" in ended.stdout:
                 return path
     raise DevnetError(f"{docker()} cannot build with BuildKit: install its buildx plugin, or Debian's docker.io")
-
-
-def run(command: Sequence[str], settings: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S) -> str:
-    """What it wrote. Raises DevnetError with the last thing it said if it fails."""
-    return _checked(attempt(command, settings, timeout_s), short(command))
-
-
-def attempt(
-    command: Sequence[str], settings: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S
-) -> subprocess.CompletedProcess[str]:
-    """How it ended. `settings` are added to its environment. Raises DevnetError if it does not start or end."""
-    try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-            env={**os.environ, "LC_ALL": "C.UTF-8", **(settings or {})},
-        )
-    except subprocess.TimeoutExpired:
-        raise DevnetError(f"{short(command)} did not end within {timeout_s:g} s") from None
-    except OSError as error:
-        raise DevnetError(f"{short(command)}: {error.strerror}") from None
-
-
-def short(command: Sequence[str]) -> str:
-    """Which tool does what, without its options."""
-    words = [word for word in command[1:] if not word.startswith("-") and "/" not in word]
-    return " ".join([Path(command[0]).name, *words[:2]])
-
-
-def _checked(ended: subprocess.CompletedProcess[str], what: str) -> str:
-    if ended.returncode:
-        said = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
-        raise DevnetError(f"{what}: {said[-1][:_SAID_MAX] if said else f'it ended with {ended.returncode}'}")
-    return ended.stdout

@@ -8,19 +8,20 @@ room for one such network at a time, for its addresses are fixed.
 
 import hashlib
 import json
+import secrets
 import signal
 import socket
 import subprocess
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
-from carequorum.devnet import containers
+from carequorum.devnet import containers, programs
 from carequorum.devnet.backend import Order
-from carequorum.devnet.containers import COMPOSE_TIMEOUT_S, FILES, State, docker, image, run
+from carequorum.devnet.containers import COMPOSE_TIMEOUT_S, FILES, State, docker, image
 from carequorum.devnet.errors import DevnetError
 from carequorum.devnet.files import free_ports, write_network_file
 from carequorum.devnet.local import CHECK_TIMEOUT_S, checked
@@ -41,6 +42,7 @@ class DockerBackend:
 
     NAME = "docker"
     has_wires = True
+    keeps_wires = False
     has_volumes = True
 
     def __init__(self, directory: Path, nodes: list[DevnetNode]) -> None:
@@ -54,8 +56,7 @@ class DockerBackend:
     def found(cls, directory: Path, order: Order) -> None:
         members = read_members(FILES / "members.toml")
         _refuse(order, members)
-        if not containers.has_image(image()):
-            containers.build()
+        containers.ensure_image()
         backend = cls(directory, _published(members))
         if left := backend._volumes():
             raise DevnetError(
@@ -65,7 +66,8 @@ class DockerBackend:
             backend._found(order)
         except BaseException:
             # Nothing was there before: what is there now is half of it.
-            backend.tear_down(volumes=True)
+            with suppress(DevnetError):
+                backend.tear_down(volumes=True)
             raise
 
     @classmethod
@@ -73,16 +75,16 @@ class DockerBackend:
         return cls(directory, nodes)
 
     def raise_up(self) -> None:
-        if {node.id for node in self.nodes} <= self._containers().keys():
-            return
-        have = self._volumes()
-        lost = [node.id for node in self.nodes if f"{self.project}_{node.id}" not in have]
-        if lost:
-            raise DevnetError(
-                f"the volumes of {', '.join(lost)} were deleted, with their keys: make the network anew"
-            )
-        # Without init, for which Compose 1.29 would wait even where it starts nothing.
-        self._compose("up", "--no-start", "--no-deps", *(node.id for node in self.nodes))
+        if not {node.id for node in self.nodes} <= self.containers().keys():
+            have = self._volumes()
+            lost = [node.id for node in self.nodes if f"{self.project}_{node.id}" not in have]
+            if lost:
+                raise DevnetError(
+                    f"the volumes of {', '.join(lost)} were deleted, with their keys: make the network anew"
+                )
+            containers.ensure_image()
+            # Without init, for which Compose 1.29 would wait even where it starts nothing.
+            self._compose("up", "--no-start", "--no-deps", *(node.id for node in self.nodes))
         self._join()
 
     def tear_down(self, *, volumes: bool) -> None:
@@ -90,7 +92,7 @@ class DockerBackend:
         self._ids.clear()
 
     def launch(self, node: DevnetNode) -> None:
-        run([docker(), "start", self._id(node.id)])
+        _run([docker(), "start", self._id(node.id)])
 
     def pid(self, node: DevnetNode) -> int | None:
         state = self._state(node)
@@ -109,7 +111,7 @@ class DockerBackend:
         ids = [self._id(node.id) for node in running]
         # Those that are paused take it too: the engine lets them go on once it is on its way. One may have ended just
         # now, which is no fault.
-        containers.attempt([docker(), "kill", f"--signal={number.name}", *ids])
+        _attempt([docker(), "kill", f"--signal={number.name}", *ids])
         with suppress(subprocess.TimeoutExpired):
             subprocess.run([docker(), "wait", *ids], capture_output=True, timeout=timeout_s, check=False)
         return {node.id: self.ended(node) for node in running}
@@ -125,15 +127,16 @@ class DockerBackend:
         return state is not None and state.running and state.paused
 
     def log(self, node: DevnetNode, lines: int) -> list[str]:
-        if node.id not in self._containers():
+        if node.id not in self.containers():
             return []
-        ended = containers.attempt([docker(), "logs", f"--tail={lines}", self._id(node.id)])
+        ended = _attempt([docker(), "logs", f"--tail={lines}", self._id(node.id)])
         # The daemon's two outputs come apart; it writes nothing but its log, to the second.
         return (ended.stdout + ended.stderr).splitlines()[-lines:]
 
     def configure(self, node: DevnetNode, changes: Settings) -> None:
         words = ["python", "-m", "carequorum.devnet.inside", "configure", json.dumps(changes)]
-        run(self._aside(node, words))
+        with self._aside(node, words) as command:
+            _run(command)
 
     def namespace(self, node: DevnetNode) -> Path | None:
         pid = self.pid(node)
@@ -141,15 +144,23 @@ class DockerBackend:
 
     def check(self, node: DevnetNode) -> dict[str, Any]:
         words = ["carequorum", "check", "--data", str(HOME / "data"), "--json"]
-        return checked(node, self._aside(node, words), CHECK_TIMEOUT_S)
+        with self._aside(node, words) as command:
+            return checked(node, command, CHECK_TIMEOUT_S)
+
+    def containers(self) -> dict[str, str]:
+        """Service to the id of its container, running or not."""
+        words = ["ps", "--all", "--no-trunc", f"--filter=label={_PROJECT}={self.project}"]
+        text = _run([docker(), *words, f'--format={{{{.Label "{_SERVICE}"}}}} {{{{.ID}}}}'])
+        self._ids = dict(line.split() for line in text.splitlines())
+        return self._ids
 
     def _found(self, order: Order) -> None:
         self._compose("up", "--no-start", "--no-deps", INIT, order=order)
-        ended = containers.attempt([docker(), "start", "--attach", self._id(INIT)], timeout_s=INIT_TIMEOUT_S)
+        ended = _attempt([docker(), "start", "--attach", self._id(INIT)], INIT_TIMEOUT_S)
         if ended.returncode:
             said = (ended.stderr.strip().splitlines() or [f"it ended with {ended.returncode}"])[-1]
             raise DevnetError(f"the init service: {said[:300]}")
-        run([docker(), "cp", f"{self._id(INIT)}:{ADMIN}/.", str(self.directory)])
+        _run([docker(), "cp", f"{self._id(INIT)}:{ADMIN}/.", str(self.directory)])
         for path in sorted(self.directory.rglob("*")):
             path.chmod(0o700 if path.is_dir() else 0o600)
         genesis = genesis_from_json((self.directory / "genesis.json").read_text())
@@ -157,34 +168,46 @@ class DockerBackend:
 
     def _join(self) -> None:
         """Put every container on all of its networks. Compose 1.29 does so only when it starts one itself."""
-        for member in read_members(FILES / "members.toml"):
-            container, known = self._id(member.id), member.inside()
-            joined = run([docker(), "inspect", "--format={{json .NetworkSettings.Networks}}", container])
+        members = read_members(FILES / "members.toml")
+        ids = [self._id(member.id) for member in members]
+        said = _run([docker(), "inspect", "--format={{json .NetworkSettings.Networks}}", *ids]).splitlines()
+        for member, container, joined in zip(members, ids, map(json.loads, said), strict=True):
+            known = member.inside()
             for network, address in (("peers", known.peer_host), (member.id, known.provider_host)):
                 name = f"{self.project}_{network}"
-                if name not in json.loads(joined):
-                    run([docker(), "network", "connect", f"--ip={address}", f"--alias={member.id}", name, container])
+                if name not in joined:
+                    words = ["network", "connect", f"--ip={address}", f"--alias={member.id}", name, container]
+                    _run([docker(), *words])
 
-    def _aside(self, node: DevnetNode, words: list[str]) -> list[str]:
-        """The command that runs `words` in a container of its own, on the volume of a node that does not run."""
+    @contextmanager
+    def _aside(self, node: DevnetNode, words: list[str]) -> Iterator[list[str]]:
+        """The command that runs `words` in a container of its own, on the volume of a node that does not run. The
+        container is gone afterwards, even where only the command was ended.
+        """
+        name = f"{self.project}-aside-{secrets.token_hex(4)}"
         mount = f"type=volume,source={self.project}_{node.id},target={HOME}"
         # The volume has room for whatever is only for the moment; memory may not.
-        return [docker(), "run", "--rm", *_CONFINED, f"--env=TMPDIR={HOME}", "--mount", mount, image(), *words]
+        options = [*_CONFINED, f"--name={name}", f"--env=TMPDIR={HOME}", "--mount", mount]
+        try:
+            yield [docker(), "run", "--rm", *options, image(), *words]
+        finally:
+            with suppress(DevnetError):
+                _attempt([docker(), "rm", "--force", name])
 
     def _in_state(self, node: DevnetNode, verb: str, *, paused: bool) -> None:
         state = self._state(node)
         if state is None or not state.running:
             raise DevnetError(f"{node.id} does not run")
         if state.paused != paused:
-            run([docker(), verb, self._id(node.id)])
+            _run([docker(), verb, self._id(node.id)])
 
     def _state(self, node: DevnetNode) -> State | None:
         """None if it has no container."""
         for _ in range(2):
-            container = self._ids.get(node.id) or self._containers().get(node.id)
+            container = self._ids.get(node.id) or self.containers().get(node.id)
             if container is None:
                 return None
-            ended = containers.attempt([docker(), "inspect", "--format={{json .State}}", container])
+            ended = _attempt([docker(), "inspect", "--format={{json .State}}", container])
             if ended.returncode == 0:
                 return msgspec.json.decode(ended.stdout, type=State)
             # Another command may have made the containers anew.
@@ -192,21 +215,14 @@ class DockerBackend:
         return None
 
     def _id(self, service: str) -> str:
-        container = self._ids.get(service) or self._containers().get(service)
+        container = self._ids.get(service) or self.containers().get(service)
         if container is None:
             raise DevnetError(f"{service} has no container: devnet up")
         return container
 
-    def _containers(self) -> dict[str, str]:
-        """Service to container, running or not."""
-        words = ["ps", "--all", "--no-trunc", f"--filter=label={_PROJECT}={self.project}"]
-        text = run([docker(), *words, f'--format={{{{.Label "{_SERVICE}"}}}} {{{{.ID}}}}'])
-        self._ids = dict(line.split() for line in text.splitlines())
-        return self._ids
-
     def _volumes(self) -> list[str]:
         words = ["volume", "ls", f"--filter=label={_PROJECT}={self.project}", "--format={{.Name}}"]
-        return run([docker(), *words]).split()
+        return _run([docker(), *words]).split()
 
     def _compose(self, *words: str, order: Order | None = None) -> None:
         settings = {containers.IMAGE_VARIABLE: image(), "COMPOSE_PROFILES": ""}
@@ -214,7 +230,15 @@ class DockerBackend:
         if order is not None:
             settings[ORDER_VARIABLE] = msgspec.json.encode(order).decode()
         chosen = ["--project-name", self.project, "--file", str(FILES / "compose.yaml")]
-        run([*containers.compose(), *chosen, *words], settings, COMPOSE_TIMEOUT_S)
+        programs.run([*containers.compose(), *chosen, *words], settings=settings, timeout_s=COMPOSE_TIMEOUT_S)
+
+
+def _run(command: list[str]) -> str:
+    return programs.run(command, timeout_s=containers.TIMEOUT_S)
+
+
+def _attempt(command: list[str], timeout_s: float = containers.TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+    return programs.attempt(command, timeout_s=timeout_s)
 
 
 def _refuse(order: Order, members: list[Member]) -> None:

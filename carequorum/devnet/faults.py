@@ -11,7 +11,8 @@ its part of it: it drops what comes from those it is cut from, and delays or los
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
 from itertools import combinations
 
 import msgspec
@@ -71,16 +72,13 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def delay(self, node: str, delay_ms: int, jitter_ms: int = 0) -> "Faults":
         """Delay a node's packets, one way, by delay_ms ± jitter_ms; 0 ends that. Raises DevnetError."""
-        if not 0 <= jitter_ms <= delay_ms <= DELAY_MS_MAX:
-            limits = f"0 <= jitter <= delay <= {DELAY_MS_MAX} ms"
-            raise DevnetError(f"a delay of {delay_ms} ms ± {jitter_ms} ms; possible is {limits}")
+        _check_delay(delay_ms, jitter_ms)
         delays = {**self.delays_ms, node: (delay_ms, jitter_ms)}
         return msgspec.structs.replace(self, delays_ms={each: both for each, both in delays.items() if both[0]})
 
     def loss(self, node: str, percent: float) -> "Faults":
         """Lose a share of a node's packets, one way; 0 ends that. Raises DevnetError."""
-        if not 0 <= percent <= 100:
-            raise DevnetError(f"a loss of {percent:g}%; possible is 0% to 100%")
+        _check_loss(percent)
         losses = {**self.losses_percent, node: percent}
         return msgspec.structs.replace(self, losses_percent={each: part for each, part in losses.items() if part})
 
@@ -89,6 +87,15 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         delay_ms, jitter_ms = self.delays_ms.get(node, (0, 0))
         dropped = sorted(hosts[source] for source, target in self.cuts if target == node)
         return Wire(tuple(dropped), delay_ms, jitter_ms, self.losses_percent.get(node, 0.0))
+
+    def check(self, nodes: Collection[str]) -> None:
+        """Raises DevnetError where it is not about `nodes` alone, or asks for what cannot be."""
+        for node in sorted(self.nodes() - set(nodes)):
+            raise DevnetError(f"no node {node[:40]!r}; there are {', '.join(sorted(nodes))}")
+        for delay_ms, jitter_ms in self.delays_ms.values():
+            _check_delay(delay_ms, jitter_ms)
+        for percent in self.losses_percent.values():
+            _check_loss(percent)
 
     def nodes(self) -> set[str]:
         """Everybody who is named."""
@@ -116,7 +123,10 @@ def parse_duration_ms(text: str) -> int:
     found = _DURATION.fullmatch(text)
     if found is None:
         raise DevnetError(f"{text[:40]!r} is no duration like 100ms or 2s")
-    return round(float(found[1]) * _MS[found[2]])
+    duration_ms = Decimal(found[1]) * _MS[found[2]]
+    if duration_ms != int(duration_ms):
+        raise DevnetError(f"{text[:40]!r} is no whole number of milliseconds")
+    return int(duration_ms)
 
 
 def parse_percent(text: str) -> float:
@@ -125,6 +135,17 @@ def parse_percent(text: str) -> float:
     if found is None:
         raise DevnetError(f"{text[:40]!r} is no share like 5%")
     return float(found[1])
+
+
+def _check_delay(delay_ms: int, jitter_ms: int) -> None:
+    if not 0 <= jitter_ms <= delay_ms <= DELAY_MS_MAX:
+        limits = f"0 <= jitter <= delay <= {DELAY_MS_MAX} ms"
+        raise DevnetError(f"a delay of {delay_ms} ms ± {jitter_ms} ms; possible is {limits}")
+
+
+def _check_loss(percent: float) -> None:
+    if not 0 <= percent <= 100:
+        raise DevnetError(f"a loss of {percent:g}%; possible is 0% to 100%")
 
 
 def _sorted(cuts: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

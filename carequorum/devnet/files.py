@@ -13,6 +13,7 @@ a node's key, configuration and store are in its own volume instead.
 """
 
 import fcntl
+import ipaddress
 import json
 import os
 import secrets
@@ -85,31 +86,39 @@ def write_network_file(directory: Path, backend: str, genesis: Genesis, members:
 
 def read_network(directory: Path) -> tuple[NetworkFile, Genesis]:
     """What `write_network` left in the folder. Raises DevnetError."""
+    at = directory / "devnet.json"
     try:
-        content = msgspec.json.decode((directory / "devnet.json").read_bytes())
+        content = msgspec.json.decode(at.read_bytes())
         if isinstance(content, dict) and content.get("format") != FORMAT:
             found = str(content.get("format"))[:20]
-            raise DevnetError(f"{directory / 'devnet.json'} has format {found}, not {FORMAT}: make the network anew")
+            raise DevnetError(f"{at} has format {found}, not {FORMAT}: make the network anew")
         network = msgspec.convert(content, NetworkFile)
-        genesis = genesis_from_json((directory / "genesis.json").read_text())
+        for node in network.nodes:
+            ipaddress.IPv4Address(node.peer_host)
+        at = directory / "genesis.json"
+        genesis = genesis_from_json(at.read_text())
     except FileNotFoundError as error:
         missing = f"{error.filename} is missing"
         raise DevnetError(f"{directory} holds no development network: {missing}") from None
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise DevnetError(f"{directory / 'devnet.json'}: {error}") from None
+    except ValueError as error:
+        raise DevnetError(f"{at}: {str(error)[:300]}") from None
+    if not network.nodes:
+        raise DevnetError(f"{directory / 'devnet.json'} names no node")
     if network.chain != genesis.chain_id().hex():
         raise DevnetError(f"{directory / 'devnet.json'} does not belong to its genesis.json")
     return network, genesis
 
 
-def read_faults(directory: Path) -> Faults:
-    """Raises DevnetError."""
+def read_faults(directory: Path, nodes: Sequence[DevnetNode]) -> Faults:
+    """What is wrong with the wires of these nodes. Raises DevnetError."""
     try:
-        return msgspec.json.decode((directory / "faults.json").read_bytes(), type=Faults)
+        faults = msgspec.json.decode((directory / "faults.json").read_bytes(), type=Faults)
+        faults.check({node.id for node in nodes})
     except FileNotFoundError:
         return Faults()
-    except msgspec.DecodeError as error:
-        raise DevnetError(f"{directory / 'faults.json'}: {error}") from None
+    except (msgspec.DecodeError, DevnetError) as error:
+        raise DevnetError(f"{directory / 'faults.json'}: {error} (carequorum devnet heal makes it anew)") from None
+    return faults
 
 
 def write_faults(directory: Path, faults: Faults) -> None:
@@ -127,17 +136,20 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def change_config(text: str, changes: Settings) -> str:
-    """A node.toml with some of its keys changed."""
-    return render_config(_merged(tomllib.loads(text), changes))
+def change_config(config: bytes, changes: Settings) -> str:
+    """A node.toml with some of its keys changed. Raises DevnetError where it is none."""
+    try:
+        tables = msgspec.convert(tomllib.loads(config.decode()), dict[str, dict[str, str | int | float] | str])
+    except ValueError as error:
+        raise DevnetError(f"node.toml: {error}") from None
+    return render_config(_merged({name: table for name, table in tables.items() if isinstance(table, dict)}, changes))
 
 
 def render_config(tables: Settings) -> str:
     """A node.toml for a network on one machine. JSON writes these strings and numbers as TOML does."""
     lines = ['preset = "machine"']
     for table, values in tables.items():
-        if table != "preset":
-            lines += ["", f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+        lines += ["", f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -209,4 +221,4 @@ def _tables(member: DevnetNode, *, alone: bool) -> Settings:
 def _merged(tables: Settings, changes: Settings) -> Settings:
     """The tables with single keys of them set."""
     named = dict.fromkeys([*tables, *changes])
-    return {table: {**tables.get(table, {}), **changes.get(table, {})} for table in named if table != "preset"}
+    return {table: {**tables.get(table, {}), **changes.get(table, {})} for table in named}

@@ -16,7 +16,7 @@ from carequorum.devnet.backend import Order
 from carequorum.devnet.errors import DevnetError
 from carequorum.devnet.files import change_config, free_ports, write_network, write_private
 from carequorum.devnet.members import DevnetNode, Seat, Settings, seats
-from carequorum.processes import Ended, Process, is_running, is_stopped, send, spawn, wait
+from carequorum.processes import Ended, Process, find, is_running, is_stopped, send, spawn, wait
 
 DAEMON = (sys.executable, "-m", "node")
 NODES = 4
@@ -30,6 +30,7 @@ class ProcessBackend:
 
     NAME = "process"
     has_wires = False
+    keeps_wires = False
     has_volumes = False
 
     def __init__(self, directory: Path, nodes: list[DevnetNode]) -> None:
@@ -62,7 +63,7 @@ class ProcessBackend:
 
     def command(self, node: DevnetNode) -> list[str]:
         """What is run, whose process is the daemon."""
-        return [*DAEMON, "--config", str(self._folder(node) / "node.toml")]
+        return [*DAEMON, *self._marks(node)]
 
     def raise_up(self) -> None:
         """There is nothing beneath a process."""
@@ -71,13 +72,21 @@ class ProcessBackend:
         """Nor is anything kept elsewhere."""
 
     def launch(self, node: DevnetNode) -> None:
+        if not self._folder(node).is_dir():
+            raise DevnetError(f"{self._folder(node)} is missing")
         process = spawn(self.command(node), self._folder(node) / "node.log")
-        write_private(self._folder(node) / "process.json", msgspec.json.encode(process))
+        try:
+            write_private(self._folder(node) / "process.json", msgspec.json.encode(process))
+        except BaseException:
+            send(process, signal.SIGKILL)
+            wait(process, SIGNAL_TIMEOUT_S)
+            raise
 
     def process(self, node: DevnetNode) -> Process | None:
         """The daemon of `node` that runs now."""
         noted = self._noted(node)
-        return noted if noted is not None and is_running(noted) else None
+        # Whoever started it may have been cut off before the note.
+        return noted if noted is not None and is_running(noted) else find(*self._marks(node))
 
     def pid(self, node: DevnetNode) -> int | None:
         process = self.process(node)
@@ -85,7 +94,8 @@ class ProcessBackend:
 
     def ended(self, node: DevnetNode) -> Ended | None:
         noted = self._noted(node)
-        return wait(noted, 0) if noted is not None else Ended(None)
+        ended = wait(noted, 0) if noted is not None else Ended(None)
+        return None if ended is not None and self.process(node) is not None else ended
 
     def end(self, nodes: Iterable[DevnetNode], number: signal.Signals, timeout_s: float) -> dict[str, Ended | None]:
         running = [(node, process) for node in nodes if (process := self.process(node))]
@@ -119,7 +129,7 @@ class ProcessBackend:
 
     def configure(self, node: DevnetNode, changes: Settings) -> None:
         path = self._folder(node) / "node.toml"
-        write_private(path, change_config(path.read_text(), changes).encode())
+        write_private(path, change_config(path.read_bytes(), changes).encode())
 
     def namespace(self, node: DevnetNode) -> Path | None:
         return None
@@ -128,13 +138,18 @@ class ProcessBackend:
         command = [sys.executable, "-m", "carequorum", "check", "--at", str(self._folder(node)), "--json"]
         return checked(node, command, CHECK_TIMEOUT_S)
 
+    def _marks(self, node: DevnetNode) -> list[str]:
+        """How the command line of its daemon ends, and of no other process."""
+        return ["--config", str(self._folder(node) / "node.toml")]
+
     def _folder(self, node: DevnetNode) -> Path:
         return self.directory / node.id
 
     def _noted(self, node: DevnetNode) -> Process | None:
         try:
             return msgspec.json.decode((self._folder(node) / "process.json").read_bytes(), type=Process)
-        except FileNotFoundError:
+        except (FileNotFoundError, msgspec.DecodeError):
+            # A damaged note is none: `process` finds a daemon without it.
             return None
 
     def _signal(self, node: DevnetNode, number: signal.Signals, *, stops: bool) -> None:

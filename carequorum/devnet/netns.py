@@ -15,12 +15,12 @@ from pathlib import Path
 
 import msgspec
 
-from carequorum.devnet import wire
-from carequorum.devnet.commands import inside, need, run, tool
+from carequorum.devnet.commands import inside, need, tool
 from carequorum.devnet.errors import DevnetError
 from carequorum.devnet.files import read_network
 from carequorum.devnet.local import ProcessBackend
 from carequorum.devnet.members import DevnetNode, Seat
+from carequorum.devnet.programs import run
 
 # For tests between networks (RFC 2544): no address of the internet, and hardly one of anybody's own network.
 BLOCK = IPv4Network("198.18.0.0/16")
@@ -50,6 +50,7 @@ class NetnsBackend(ProcessBackend):
 
     NAME = "netns"
     has_wires = True
+    keeps_wires = True
 
     @classmethod
     def place(cls, seats: Sequence[Seat]) -> list[DevnetNode]:
@@ -87,8 +88,6 @@ class NetnsBackend(ProcessBackend):
     def tear_down(self, *, volumes: bool) -> None:
         super().tear_down(volumes=volumes)
         need()
-        for node in self.nodes:
-            wire.clear(None, self._folder(node) / wire.STATE)
         # The devices first: the kernel takes its time over those that it finds in a namespace.
         if _is_namespace(self._base()):
             _ip(self._base(), [f"link del dev {link}" for link in _links(self._base()) if link != "lo"])

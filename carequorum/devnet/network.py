@@ -1,10 +1,12 @@
 """A network of hospitals on one machine, whatever runs its nodes."""
 
 import http.client
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from carequorum.devnet import wire
 from carequorum.devnet.backend import Order
 from carequorum.devnet.backends import backend_named
 from carequorum.devnet.errors import DevnetError
-from carequorum.devnet.faults import Faults
+from carequorum.devnet.faults import Faults, Wire
 from carequorum.devnet.files import locked, read_faults, read_network, write_faults
 from carequorum.devnet.members import DevnetNode, Settings
 from carequorum.processes import Ended
@@ -81,13 +83,14 @@ class Devnet:
         """Start those of `nodes` that do not run, and return when every one of them says that it is ready, or has
         ended because the network removed it: these.
         """
-        waiting, removed = list(nodes), []
+        waiting, removed = list(dict.fromkeys(nodes)), []
         with locked(self.directory):
-            self._backend.raise_up()
+            faults = self.faults
+            self._raise_up()
             starting = [node for node in waiting if self._backend.pid(node) is None]
             for node in starting:
                 self._backend.launch(node)
-            self._apply(starting, read_faults(self.directory))
+            self._apply(starting, faults, new=not self._backend.keeps_wires)
         deadline = time.monotonic() + timeout_s
         while waiting:
             for node in list(waiting):
@@ -101,7 +104,8 @@ class Devnet:
                     on_ready(node)
             if waiting and time.monotonic() > deadline:
                 names = ", ".join(node.id for node in waiting)
-                raise DevnetError(f"not ready within {timeout_s:g} s: {names}; see the log of {waiting[0].id}")
+                why = f"its wires: {faults}" if faults != Faults() else f"see the log of {waiting[0].id}"
+                raise DevnetError(f"not ready within {timeout_s:g} s: {names}; {why}")
             if waiting:
                 time.sleep(_POLL_S)
         return removed
@@ -134,11 +138,23 @@ class Devnet:
         """
         if volumes and not self._backend.has_volumes:
             raise DevnetError(f"the {self.backend_name} backend keeps nothing outside of {self.directory}")
-        ended = self.stop(self.nodes)
-        if all(ended.values()):
-            with locked(self.directory):
+        with locked(self.directory):
+            ended = self.stop(self.nodes)
+            if all(ended.values()):
+                for node in self.nodes:
+                    wire.forget(self.folder(node) / wire.STATE)
                 self._backend.tear_down(volumes=volumes)
         return ended
+
+    def _raise_up(self) -> None:
+        """What the nodes stand on, or nothing: half of it stays only where somebody stands on it."""
+        try:
+            self._backend.raise_up()
+        except BaseException:
+            with suppress(DevnetError):
+                if all(self._backend.pid(node) is None for node in self.nodes):
+                    self._backend.tear_down(volumes=False)
+            raise
 
     def pid(self, node: DevnetNode) -> int | None:
         """The daemon's process on this machine, while it runs."""
@@ -157,7 +173,7 @@ class Devnet:
     @property
     def faults(self) -> Faults:
         """What is wrong with them now."""
-        return read_faults(self.directory)
+        return read_faults(self.directory, self.nodes)
 
     def partition(self, groups: Sequence[Iterable[str]]) -> Faults:
         """Cut groups of nodes from each other, see `Faults`."""
@@ -177,26 +193,35 @@ class Devnet:
 
     def heal(self) -> Faults:
         """End all of it."""
-        return self._change(lambda faults: Faults())
+        return self._change(None)
 
-    def _change(self, change: Callable[[Faults], Faults]) -> Faults:
+    def _change(self, change: Callable[[Faults], Faults] | None) -> Faults:
+        """Make the faults anew of the last ones, or none of them, whatever they were."""
         if not self._backend.has_wires:
             raise DevnetError("between processes there is no wire to break: devnet up --backend netns, or docker")
         with locked(self.directory):
-            faults = change(read_faults(self.directory))
-            for node_id in sorted(faults.nodes()):
-                self.node(node_id)
+            faults = change(self.faults) if change is not None else Faults()
+            faults.check({node.id for node in self.nodes})
             # Kept first: whoever starts a node from now on applies it.
             write_faults(self.directory, faults)
             self._apply(self.nodes, faults)
         return faults
 
-    def _apply(self, nodes: Iterable[DevnetNode], faults: Faults) -> None:
+    def _apply(self, nodes: Iterable[DevnetNode], faults: Faults, *, new: bool = False) -> None:
+        """`new` says that nobody has broken these wires yet: those that shall be whole are, and nobody needs root."""
         hosts = {node.id: node.peer_host for node in self.nodes}
         for node in nodes:
+            wanted, state = faults.wire(node.id, hosts), self.folder(node) / wire.STATE
             namespace = self._backend.namespace(node)
-            if namespace is not None:
-                wire.apply(namespace, faults.wire(node.id, hosts), self.folder(node) / wire.STATE)
+            if namespace is None and self._backend.has_wires and self._backend.pid(node) is not None:
+                raise DevnetError(
+                    f"{node.id} runs in a network namespace that somebody removed: devnet kill {node.id}"
+                )
+            if namespace is None or (new and wanted == Wire()):
+                # Of an earlier namespace, if there is one.
+                wire.forget(state)
+            else:
+                wire.apply(namespace, node.peer_host, wanted, state)
 
     # what the nodes say
 
@@ -240,7 +265,8 @@ class Devnet:
 
     def _last_words(self, node: DevnetNode) -> str:
         said = [line for line in self._backend.log(node, 5) if line.strip()]
-        return said[-1][:300] if said else "it wrote nothing"
+        faults = [line for line in said if '"event": "fault"' in line]
+        return (faults or said or ["it wrote nothing"])[-1][:300]
 
 
 def create(
@@ -264,9 +290,18 @@ def create(
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
-        raise DevnetError(f"{directory} is not empty")
+        half = " and was not finished: remove it" if (directory / "genesis.json").exists() else ""
+        raise DevnetError(f"{directory} is not empty{half}")
     directory.chmod(0o700)
-    kind.found(directory, Order(nodes, learners, settings or {}, clock_offsets_ms or {}))
+    try:
+        kind.found(directory, Order(nodes, learners, settings or {}, clock_offsets_ms or {}))
+    except BaseException:
+        # It was empty, and half of a network can neither be used nor made whole.
+        for path in directory.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with suppress(OSError):
+            directory.rmdir()
+        raise
     return Devnet(directory)
 
 

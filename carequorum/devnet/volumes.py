@@ -107,7 +107,7 @@ def found(members: list[Member], nodes: Path, admin: Path, order: Order, owner: 
 def configure(home: Path, changes: Settings) -> None:
     """Change the node.toml of a node, by table and key."""
     path = home / "node.toml"
-    write_private(path, change_config(path.read_text(), changes).encode())
+    write_private(path, change_config(path.read_bytes(), changes).encode())
 
 
 def _fill(folder: Path, files: dict[str, bytes], owner: int | None) -> None:

@@ -14,20 +14,24 @@ those after ours in the same table's INPUT (mangle) do not see packets that are 
 are. Loopback is left alone.
 """
 
+import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from carequorum.devnet.commands import attempt, inside, need, run, tool
+from carequorum.devnet.commands import inside, need, tool
 from carequorum.devnet.delayer import HELD_MAX
 from carequorum.devnet.errors import DevnetError
 from carequorum.devnet.faults import Wire
 from carequorum.devnet.files import write_private
+from carequorum.devnet.programs import attempt, run
 from carequorum.processes import Process, is_running, send, spawn, wait
 
 TABLE, HOOK, CHAIN = "mangle", "INPUT", "CAREQUORUM-WIRE"
@@ -54,32 +58,29 @@ class _Delayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jitter_ms: int
 
 
-def apply(namespace: Path, wire: Wire, state: Path) -> None:
+def apply(namespace: Path, address: str, wire: Wire, state: Path) -> None:
     """Make the wire of a network namespace as `wire` says, and nothing else of what an earlier call made of it.
 
-    `namespace` is a path like /run/netns/NAME or /proc/PID/ns/net. `state` is a file of this node's own, which
-    says which delayer runs; its log is beside it. Raises DevnetError.
+    `namespace` is a path like /run/netns/NAME or /proc/PID/ns/net; it must be the one where `address`, the node's for
+    its peers, is. `state` is a file of this node's own, which says which delayer runs; its log is beside it. Raises
+    DevnetError.
     """
     need()
-    if not namespace.exists():
-        raise DevnetError(f"there is no network namespace {namespace}")
-    queued = wire.delay_ms > 0 and mechanism() == "queue"
-    if queued:
-        _start_delayer(namespace, wire, state)
-    _set_rules(namespace, rules(wire, mechanism()))
-    if not queued:
-        # Only now: as long as a rule names the queue, somebody serves it.
-        _end_delayer(state)
-    if mechanism() == "netem":
-        _shape(namespace, wire)
+    with _held(namespace, address) as held:
+        queued = wire.delay_ms > 0 and mechanism() == "queue"
+        if queued:
+            _start_delayer(held, wire, state)
+        _set_rules(held, rules(wire, mechanism()))
+        if not queued:
+            # Only now: as long as a rule names the queue, somebody serves it.
+            _end_delayer(state)
+        if mechanism() == "netem":
+            _shape(held, wire)
 
 
-def clear(namespace: Path | None, state: Path) -> None:
-    """Leave nothing of what `apply` made, in the namespace, if there is one still, or running. Raises DevnetError."""
-    if namespace is not None and namespace.exists():
-        apply(namespace, Wire(), state)
-    else:
-        _end_delayer(state)
+def forget(state: Path) -> None:
+    """End the delayer of a node whose namespace is gone, or goes with everything in it. Raises DevnetError."""
+    _end_delayer(state)
 
 
 @cache
@@ -119,6 +120,37 @@ def netem(device: str, wire: Wire) -> list[str]:
     return words
 
 
+@contextmanager
+def _held(namespace: Path, address: str) -> Iterator[Path]:
+    """The namespace, opened once: a path that names this very one for as long as we are here.
+
+    By its own path another may be found a moment later, and who found the path may have been wrong: a pid that an
+    engine on another machine said is somebody else's here. Nothing may break a wire but a node's.
+    """
+    try:
+        descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DevnetError(f"there is no network namespace {namespace}: {error.strerror}") from None
+    try:
+        held, own = os.fstat(descriptor), Path("/proc/self/ns/net").stat()
+        path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+        # All namespaces are files of one file system, each with a number of its own there.
+        other = held.st_dev == own.st_dev and held.st_ino != own.st_ino
+        if not (other and address in _addresses(path)):
+            raise DevnetError(
+                f"{namespace} is not the network namespace of {address}: what runs the nodes must be on this machine"
+            )
+        yield path
+    finally:
+        os.close(descriptor)
+
+
+def _addresses(namespace: Path) -> set[str]:
+    said = run(inside(namespace, [tool("ip"), "-json", "-4", "address", "show"]))
+    links = msgspec.json.decode(said, type=list[_Addressed])
+    return {address.local for link in links for address in link.addr_info if address.local is not None}
+
+
 def _set_rules(namespace: Path, chain: list[str]) -> None:
     present = run(inside(namespace, [tool("iptables-save"), "-t", TABLE])).splitlines()
     jumps = present.count(f"-A {_JUMP}")
@@ -146,6 +178,18 @@ class _Link(msgspec.Struct, frozen=True):
     flags: list[str]
 
 
+class _Address(msgspec.Struct, frozen=True):
+    """Of `ip -json address`, what is needed here."""
+
+    local: str | None = None
+
+
+class _Addressed(msgspec.Struct, frozen=True):
+    """One device there. ip leaves some of those empty that it was not asked for."""
+
+    addr_info: list[_Address] = []
+
+
 # the delayer
 
 
@@ -167,7 +211,7 @@ def _start_delayer(namespace: Path, wire: Wire, state: Path) -> None:
         if wait(process, 0) is not None or time.monotonic() > deadline:
             _end_delayer(state)
             said = log.read_text(errors="replace").strip().splitlines() or ["it wrote nothing"]
-            raise DevnetError(f"the delayer of {namespace} does not run: {said[-1][:300]}")
+            raise DevnetError(f"the delayer of {state.parent.name} does not run: {said[-1][:300]}")
         time.sleep(_POLL_S)
 
 
@@ -185,10 +229,9 @@ def _end_delayer(state: Path) -> None:
 def _noted(state: Path) -> _Delayer | None:
     try:
         return msgspec.json.decode(state.read_bytes(), type=_Delayer)
-    except FileNotFoundError:
+    except (FileNotFoundError, msgspec.DecodeError):
+        # A delayer that a damaged note named ends by itself.
         return None
-    except msgspec.DecodeError as error:
-        raise DevnetError(f"{state}: {error}") from None
 
 
 def _serves(process: Process, namespace: Path) -> bool:

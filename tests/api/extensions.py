@@ -136,6 +136,8 @@ def _examples(operation: Operation) -> Iterator[Case]:
         for _ in range(SUBMISSIONS.kinds):
             body = _shaped(SUBMISSIONS.next(), media)
             yield operation.Case(query={"wait": "committed"}, body=body, media_type=media)
+        hasty = {"wait": "committed", "wait_ms": 1}
+        yield operation.Case(query=hasty, body=_shaped(SUBMISSIONS.slow(), media), media_type=media)
     yield operation.Case(body={"envelope": ""}, media_type=JSON, headers={"Content-Type": "text/plain"})
 
 
@@ -209,6 +211,21 @@ def verifies_offline(ctx: schemathesis.CheckContext, response: schemathesis.Resp
         assert body_commitment(data).hex() == parameters["commitment"]
     elif operation == "genesis" and media == MSGPACK:
         assert decode_genesis(data) == FACTS.genesis
+
+
+@schemathesis.check
+def says_by_its_status_what_is_pending(
+    ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case
+) -> None:
+    """202 where a commit was waited for that has yet to come, and nowhere else."""
+    if response.status_code not in (200, 202):
+        return
+    late = False
+    if _operation(case) == "submit" and case.method == "POST":
+        results = json.loads(response.content)["results"]
+        waited = (case.query or {}).get("wait", "accepted") != "accepted"
+        late = waited and any(result["status"] == "pending" for result in results)
+    assert response.status_code == (202 if late else 200)
 
 
 @schemathesis.check

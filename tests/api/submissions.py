@@ -25,6 +25,7 @@ from ledger.transaction import (
 from tests.api.facts import Facts
 
 VALID_MS = 300_000
+SLOW = 40
 BODY = b"only looks like a sealed body"
 # The eight points of small order are no keys; this is one of them.
 SMALL_ORDER = bytes(32)
@@ -50,6 +51,10 @@ class Submissions:
 
     def next(self) -> Item | list[Item]:
         return next(self._kinds)()
+
+    def slow(self) -> list[Item]:
+        """So many that they cannot all be committed within a millisecond."""
+        return [self._added() for _ in range(SLOW)]
 
     def _good(self) -> tuple[Callable[[], Item | list[Item]], ...]:
         return (

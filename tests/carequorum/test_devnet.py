@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from carequorum.cli import main
-from carequorum.devnet import Devnet, DevnetError, DevnetNode, Faults, create, files, free_ports, local
+from carequorum.devnet import Devnet, DevnetError, DevnetNode, Faults, create, files, free_ports, local, wire
 from carequorum.processes import Process, is_running, send, spawn, wait
 from carequorum.wallet import Wallet, read_passphrase
 from ledger.genesis import genesis_from_json
@@ -33,6 +33,60 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Devnet]
 
 def sleeper(tmp_path: Path) -> Process:
     return spawn([sys.executable, "-c", "import signal; signal.pause()"], tmp_path / "log")
+
+
+def noted_delayer(network: Devnet, tmp_path: Path) -> tuple[Process, Path]:
+    """A process that the first node's state file calls its delayer."""
+    running, state = sleeper(tmp_path), network.folder(network.nodes[0]) / wire.STATE
+    state.write_bytes(msgspec.json.encode({"process": running, "delay_ms": 100, "jitter_ms": 0}))
+    return running, state
+
+
+@pytest.mark.parametrize("verb", ["heal", "down", "start"])
+def test_a_delayer_ends_with_the_namespace_it_was_for(
+    network: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    running, state = noted_delayer(network, tmp_path)
+    try:
+        if verb == "start":
+            network.start(network.nodes[:1])
+        else:
+            monkeypatch.setattr(local.ProcessBackend, "has_wires", True)
+            getattr(network, verb)()
+        assert not state.exists()
+        assert not is_running(running)
+    finally:
+        send(running, signal.SIGKILL)
+
+
+def test_what_was_raised_half_is_torn_down_and_what_was_made_half_is_deleted(
+    network: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torn_down: list[bool] = []
+
+    def fails(*_: object) -> None:
+        raise DevnetError("no bridge")
+
+    def founds_half(directory: Path, order: object) -> None:
+        (directory / "hospital-a").mkdir()
+        (directory / "hospital-a" / "admin.wallet").touch()
+        (directory / "genesis.json").touch()
+        fails()
+
+    monkeypatch.setattr(local.ProcessBackend, "tear_down", lambda self, *, volumes: torn_down.append(volumes))
+    network.start(network.nodes[:1])
+    monkeypatch.setattr(local.ProcessBackend, "raise_up", fails)
+    with pytest.raises(DevnetError, match="no bridge"):
+        network.start(network.nodes)
+    assert torn_down == [], "a node stands on it"
+    network.kill(network.nodes)
+    with pytest.raises(DevnetError, match="no bridge"):
+        network.start(network.nodes)
+    assert torn_down == [False]
+    monkeypatch.setattr(local.ProcessBackend, "found", founds_half)
+    with pytest.raises(DevnetError, match="no bridge"):
+        create(tmp_path / "other", 2)
+    assert not (tmp_path / "other").exists()
 
 
 def test_create_writes_what_daemons_accept_and_admins_can_use(tmp_path: Path) -> None:
@@ -165,6 +219,111 @@ def test_a_paused_daemon_can_be_stopped_in_order(network: Devnet) -> None:
     network.pause(network.nodes[:1])
     ended = network.down()
     assert {node: how and how.code for node, how in ended.items()} == {"hospital-a": 0, "hospital-b": 0}
+
+
+def test_a_node_named_twice_is_started_once(network: Devnet) -> None:
+    hospital_a = network.nodes[0]
+    network.start([hospital_a, hospital_a])
+    pid = network.pid(hospital_a)
+    assert main(["devnet", "restart", "hospital-a", "hospital-a", "--dir", str(network.directory)]) == 0
+    assert network.pid(hospital_a) not in (None, pid)
+
+
+@pytest.mark.parametrize("note", [None, b"", b"[]", b"\xff\xfe"])
+def test_a_daemon_whose_note_is_lost_or_damaged_is_found(network: Devnet, note: bytes | None) -> None:
+    hospital_a = network.nodes[0]
+    network.start([hospital_a])
+    pid = network.pid(hospital_a)
+    path = network.folder(hospital_a) / "process.json"
+    path.unlink()
+    if note is not None:
+        path.write_bytes(note)
+    again = Devnet(network.directory)
+    assert again.pid(hospital_a) == pid
+    assert again.start([hospital_a]) == []
+    assert again.pid(hospital_a) == pid
+    assert list(again.down()) == ["hospital-a"]
+    assert again.pid(hospital_a) is None
+
+
+def test_a_daemon_that_cannot_be_noted_does_not_stay(network: Devnet) -> None:
+    hospital_a = network.nodes[0]
+    blocked = network.folder(hospital_a) / "process.json.new"
+    blocked.mkdir()
+    with pytest.raises(OSError, match=r"process\.json\.new"):
+        network.start([hospital_a])
+    assert network.pid(hospital_a) is None
+    blocked.rmdir()
+    network.start([hospital_a])
+    assert network.pid(hospital_a) is not None
+
+
+def test_a_network_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DevnetError, match="possible are 1 to 16"):
+        create(tmp_path / "net", 0)
+    assert not (tmp_path / "net").exists()
+    (tmp_path / "genesis.json").touch()
+    with pytest.raises(DevnetError, match="is not empty and was not finished: remove it"):
+        create(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"cuts": [["nobody", "hospital-a"]]}', "no node 'nobody'; there are hospital-a, hospital-b"),
+        ('{"delays_ms": {"hospital-a": [100000000000, 0]}}', "a delay of 100000000000 ms"),
+        ('{"losses_percent": {"hospital-a": 500}}', "a loss of 500%"),
+        ("{", "truncated"),
+    ],
+)
+def test_faults_that_make_no_sense_are_named_before_anything_starts(network: Devnet, content: str, why: str) -> None:
+    (network.directory / "faults.json").write_text(content)
+    with pytest.raises(DevnetError, match=f"{why}.*heal makes it anew"):
+        network.start(network.nodes)
+    assert [network.pid(node) for node in network.nodes] == [None, None]
+
+
+@pytest.mark.parametrize("content", [b"[[[", b"\xff", b"devnet = 5", b"[devnet]\nclock_offset_ms = [1]"])
+def test_a_configuration_that_is_none_is_named(
+    network: Devnet, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = network.folder(network.nodes[0]) / "node.toml"
+    path.write_bytes(content)
+    assert main(["devnet", "clock", "hospital-a", "1s", "--dir", str(network.directory)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert path.read_bytes() == content
+
+
+def test_a_clock_that_the_daemon_would_refuse_is_refused_before(
+    network: Devnet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = network.folder(network.nodes[0]) / "node.toml"
+    before = path.read_bytes()
+    assert main(["devnet", "clock", "hospital-a", "86401s", "--dir", str(network.directory)]) == 1
+    assert "possible is 86400 s at most" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("genesis.json", b"\xff"), ("devnet.json", b'{"format": 2}'), ("devnet.json", b"\xff")],
+)
+def test_a_damaged_folder_is_named_in_one_line(network: Devnet, file: str, content: bytes) -> None:
+    (network.directory / file).write_bytes(content)
+    with pytest.raises(DevnetError, match=r"^[^\n]*json[^\n]*$"):
+        Devnet(network.directory)
+
+
+def test_a_network_without_nodes_or_with_odd_addresses_is_refused(network: Devnet) -> None:
+    path = network.directory / "devnet.json"
+    content = msgspec.json.decode(path.read_bytes())
+    path.write_bytes(msgspec.json.encode({**content, "nodes": []}))
+    with pytest.raises(DevnetError, match="names no node"):
+        Devnet(network.directory)
+    odd = [{**node, "peer_host": "abc"} for node in content["nodes"]]
+    path.write_bytes(msgspec.json.encode({**content, "nodes": odd}))
+    with pytest.raises(DevnetError, match="'abc'"):
+        Devnet(network.directory)
 
 
 def test_between_processes_there_is_no_wire_to_break(network: Devnet) -> None:

@@ -72,6 +72,7 @@ def test_all_who_are_named_are_known() -> None:
         (lambda: Faults().loss("a", 100.1), "0% to 100%"),
         (lambda: parse_duration_ms("100"), "no duration like"),
         (lambda: parse_duration_ms("1m"), "no duration like"),
+        (lambda: parse_duration_ms("0.4ms"), "no whole number of milliseconds"),
         (lambda: parse_percent("5"), "no share like"),
         (lambda: parse_percent("-5%"), "no share like"),
     ],

@@ -2,12 +2,20 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from carequorum.client import Client
-from carequorum.submission import OutcomeUnknown, TransactionExpired, TransactionFailed, TxStatus
+from carequorum.submission import (
+    GRACE_MS,
+    OutcomeUnknown,
+    TransactionExpired,
+    TransactionFailed,
+    TxStatus,
+    _wait_ms,
+)
 from carequorum.transport import RETRY_AFTER_MAX_S, Refused, Unreachable
 from carequorum.wallet import Wallet
 from ledger.contracts import records
@@ -15,6 +23,8 @@ from ledger.errors import Rejection
 from ledger.keys import sha256
 from ledger.transaction import Transaction
 from tests.carequorum.ports import (
+    IMPATIENT,
+    QUICK,
     Fault,
     Port,
     answers,
@@ -55,7 +65,7 @@ async def test_a_committed_transaction_says_where_it_is(ports: list[Port], docto
     assert (committed.id, committed.index) == (transaction.id, 0)
     status = ports[0].backend.status(transaction.id)
     assert (status.status, status.height, status.code) == ("sealed", committed.height, "ok")
-    assert ports[0].requests == ["POST /v1/transactions?wait=sealed"]
+    assert ports[0].requests == ["POST /v1/transactions?wait=sealed&wait_ms=8000"]
     assert ports[1].requests == []
 
 
@@ -87,6 +97,56 @@ async def test_a_pending_transaction_is_taken_to_the_next_node(ports: list[Port]
     async with client_of(ports, doctor) as client:
         committed = await client.transact(*addition("cut off"))
     assert ports[1].backend.status(committed.id).code == "ok"
+
+
+@pytest.mark.parametrize(
+    ("answer_timeout_s", "left_ms", "wait_ms"),
+    [
+        pytest.param(10.0, 60_000, 8_000, id="by default"),
+        pytest.param(2.0, 60_000, 1_600, id="as patient as the client"),
+        pytest.param(10.0, 6_000, 6_000, id="until its time is over"),
+        pytest.param(10.0, -1, 1_000, id="a moment, when its time is over"),
+        pytest.param(0.5, -1, 400, id="never longer than the client"),
+        pytest.param(0.0001, 60_000, 1, id="what the port takes at least"),
+        pytest.param(5_000.0, 3_600_000, 600_000, id="what the port takes at most"),
+    ],
+)
+async def test_a_node_waits_no_longer_than_its_client_does(
+    answer_timeout_s: float, left_ms: int, wait_ms: int
+) -> None:
+    """Otherwise one that may wait longer would seem not to answer at all."""
+    assert _wait_ms(replace(QUICK, answer_timeout_s=answer_timeout_s), left_ms) == wait_ms
+
+
+async def test_the_time_of_the_transaction_is_what_is_left(ports: list[Port], doctor: Wallet) -> None:
+    async with client_of(ports, doctor) as client:
+        transaction = client.sign(*addition("soon"), valid_ms=1_000)
+        await client.submit_signed(transaction.data, addition("soon")[1])
+    assert ports[0].requests == [f"POST /v1/transactions?wait=committed&wait_ms={1_000 + GRACE_MS}"]
+
+
+async def test_a_node_that_may_wait_longer_waits_as_long_as_it_was_asked_to(
+    ports: list[Port], doctor: Wallet
+) -> None:
+    async with client_of(ports, doctor, settings=replace(QUICK, answer_timeout_s=2.0)) as client:
+        await client.transact(*addition("patience"))
+    assert ports[0].backend.timeouts_s[-1] == 1.6
+
+
+async def test_202_is_an_answer_to_a_submission_alone(ports: list[Port], doctor: Wallet) -> None:
+    ports[0].faults.append(answers(b"{}", 202))
+    async with client_of(ports, doctor, settings=IMPATIENT) as client:
+        await client.network()
+    assert len(ports[1].requests) == 1
+
+
+async def test_one_whose_time_is_over_is_still_asked_for(ports: list[Port], doctor: Wallet) -> None:
+    async with client_of(ports, doctor) as client:
+        transaction, bodies = signed(client)
+        committed = await client.submit_signed(transaction.data, bodies)
+    async with client_of(ports, doctor, now_ms=lambda: NOW_MS + 3_600_000) as late:
+        assert await late.submit_signed(transaction.data, bodies) == committed
+    assert ports[0].requests[-1].endswith("wait_ms=1000")
 
 
 async def test_committed_is_not_enough_for_who_waits_for_the_seal(ports: list[Port], doctor: Wallet) -> None:
@@ -181,6 +241,28 @@ async def test_a_full_pool_is_asked_again_no_sooner_than_it_says(
     pauses = [seconds for seconds in paused if seconds > 0]
     assert len(pauses) == 1
     assert pauses[0] == pause_s if pause_s else pauses[0] < 0.01
+
+
+async def test_a_node_that_is_not_ready_is_asked_again_also_where_there_is_no_other(
+    ports: list[Port], doctor: Wallet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power loss it cannot tell for a moment who is enrolled, and says so instead of `unregistered`."""
+    paused: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        paused.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+    refused = said(status="refused", code="not_ready", detail="executing its log")
+    ports[0].faults += [refuses("not_ready", 503, "1"), answers(refused), refuses("not_ready", 503, "1")]
+    async with client_of(ports[:1], doctor) as client:
+        committed = await client.transact(*addition("not ready"))
+    assert ports[0].backend.status(committed.id).code == "ok"
+    # None asks for a status: the refusal says nothing of the transaction.
+    assert {request.partition("?")[0] for request in ports[0].requests} == {"POST /v1/transactions"}
+    assert [seconds for seconds in paused if seconds >= 1.0] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from node.http_types import (
 )
 from node.metrics import Metrics
 from node.pool import Pool, PoolLimits
+from node.readiness import withheld
 from tests.fakes.disk import PowerLossDisk
 from tests.ledger.founding import NOW_MS, ORGANISATIONS
 from tests.storage.chains import Chain, certify, entry_of
@@ -101,7 +102,9 @@ class FakeBackend:
     def submit(self, items: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Submission]:
         self.batches.append(len(items))
         return [
-            Submission(None, one) if isinstance(one, Rejection) else Submission(one.transaction.id, None)
+            Submission(None, withheld(one, self.not_ready))
+            if isinstance(one, Rejection)
+            else Submission(one.transaction.id, None)
             for one in self._admission.take(items, "client")
         ]
 
@@ -187,7 +190,10 @@ class FakeBackend:
         return found
 
     def check_reader(self, request: ReadRequest) -> None:
-        identity.check_key(self.state, request.by, request.key)
+        try:
+            identity.check_key(self.state, request.by, request.key)
+        except Rejection as rejection:
+            raise withheld(rejection, self.not_ready) from None
 
     def network(self) -> NetworkView:
         store = self.chain.store

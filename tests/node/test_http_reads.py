@@ -227,6 +227,15 @@ async def test_a_revoked_member_reads_no_more(recorded: Port) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("path", SIGNED)
+async def test_a_node_that_is_not_ready_calls_nobody_a_stranger(recorded: Port, path: str) -> None:
+    recorded.backend.not_ready = "executing its log"
+    assert await recorded.problem("GET", path, signer="stranger") == "not_ready"
+    assert await recorded.problem("GET", path, signer="doctor", key="stranger") == "not_ready"
+    assert await recorded.problem("GET", path) == "no_read_request"
+
+
+@pytest.mark.asyncio
 async def test_a_read_request_is_good_for_its_time(recorded: Port) -> None:
     value = sign_request(
         signing_key("doctor"),

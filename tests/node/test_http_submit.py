@@ -20,6 +20,7 @@ from node import http_api
 from node.config import ProviderSection
 from node.http_api import SUBMIT_BATCH, provider_port
 from node.http_types import ITEMS_MAX
+from node.readiness import BY_STATE
 from tests.ledger.founding import (
     GENESIS,
     NOW_MS,
@@ -282,6 +283,27 @@ async def test_a_full_pool_says_when_to_come_back() -> None:
         assert (refused["status"], refused["code"]) == ("refused", "pool_full")
         assert await port.refusal(item(doctor())) == "pool_full"
         assert await port.refusal([item(doctor()), item(doctor())]) == "pool_full"
+
+
+@pytest.mark.asyncio
+async def test_a_node_that_is_not_ready_refuses_nobody_by_its_state(port: Port) -> None:
+    """It may take the same a moment later. What is wrong with the bytes themselves it says as ever."""
+    stranger, good = sign([registration("nobody", "patient")], by="stranger"), doctor()
+    port.backend.not_ready = "executing its log"
+    for name, (make, code) in BAD.items():
+        expected = "not_ready" if code in BY_STATE else code
+        assert await port.refusal({"envelope": make()}) == expected, name
+    assert await port.refusal([item(stranger), item(stranger)]) == "not_ready"
+    # Each for itself, where not all are refused for what passes.
+    accepted, refused = await port.send(good, stranger)
+    assert (accepted["status"], refused["status"], refused["code"]) == ("pending", "refused", "not_ready")
+    assert refused["detail"].startswith("executing its log: ")
+    broken = Transaction(good.envelope, b"", b"", b"\xc1", b"", b"")
+    assert [result["code"] for result in await port.send(stranger, broken)] == ["not_ready", "not_canonical"]
+    port.backend.not_ready = None
+    assert await port.refusal(item(stranger)) == "unregistered"
+    (result,) = await port.send(stranger)
+    assert (result["status"], result["code"]) == ("refused", "unregistered")
 
 
 @pytest.mark.asyncio

@@ -37,8 +37,8 @@ async def write_until(cluster: Cluster, done: asyncio.Event, committed: set[byte
                 answers = backend.submit([(transaction.data, [body])])
                 rejection = answers[0].rejection
                 if rejection is not None:
-                    # A node that lost its newest results does not know the author until it executed them again.
-                    assert rejection.code == "unregistered", rejection
+                    # A node that lost its newest results knows that it does, and refuses nobody for it.
+                    assert rejection.code == "not_ready", rejection
                     await asyncio.sleep(0)
                     continue
                 status = await backend.wait(transaction.id, "committed", timeout_s=0.5)

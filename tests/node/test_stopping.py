@@ -27,7 +27,7 @@ async def test_a_stopping_leader_hands_over_before_it_stops() -> None:
             # One election, won at once: nobody had to notice a silence of at least 10 ticks first.
             assert node.driver.core.term == term + 1
             print(f"handed over in {took_s * 1000:.0f} ms, {took_s * 1000 / TICK_MS:.1f} ticks")
-            assert node.ready() == "stopping"
+            assert node.backend.ready() == "stopping"
             await cluster.stop(leader)
             await add_records(cluster, await cluster.led(leader), "ada", 1)
             await cluster.start(leader)

@@ -13,8 +13,9 @@ import pytest
 from carequorum.client import Client
 from carequorum.devnet import Devnet, DevnetError, create, netns
 from carequorum.devnet.commands import missing as lack
-from carequorum.devnet.commands import run, tool
+from carequorum.devnet.commands import tool
 from carequorum.devnet.netns import NetnsBackend
+from carequorum.devnet.programs import run
 from carequorum.processes import Process, is_running
 from tests.processes.hospitals import enrol, missing, settled
 from tests.processes.load import CONTENT
@@ -40,9 +41,11 @@ def remains(network: Devnet) -> list[str]:
 def bare(tmp_path: Path) -> Iterator[Devnet]:
     """Namespaces and bridge for two nodes that do not run."""
     network = create(tmp_path / "net", 2, backend="netns")
-    backend_of(network).raise_up()
-    yield network
-    backend_of(network).tear_down(volumes=False)
+    try:
+        backend_of(network).raise_up()
+        yield network
+    finally:
+        network.down()
     assert remains(network) == []
 
 
@@ -126,10 +129,10 @@ def test_tearing_down_ends_delayers_and_can_be_done_twice(bare: Devnet) -> None:
     noted = bare.folder(bare.nodes[0]) / "wire.json"
     found = delayer_of(noted)
     assert found is None or is_running(found)
-    backend_of(bare).tear_down(volumes=False)
+    bare.down()
     assert remains(bare) == []
     assert found is None or not is_running(found)
-    backend_of(bare).tear_down(volumes=False)
+    bare.down()
 
 
 def delayer_of(noted: Path) -> Process | None:

@@ -15,9 +15,10 @@ import msgspec
 import pytest
 
 from carequorum.devnet import DevnetError, wire
-from carequorum.devnet.commands import inside, missing, run, tool
+from carequorum.devnet.commands import inside, missing, tool
 from carequorum.devnet.delayer import HELD_MAX, Held
 from carequorum.devnet.faults import Wire
+from carequorum.devnet.programs import run
 from carequorum.processes import Process, wait
 from tests.processes.sockets import socket_in
 
@@ -39,7 +40,7 @@ class Pair(SimpleNamespace):
     open: ExitStack
 
     def apply(self, wanted: Wire) -> None:
-        wire.apply(self.b, wanted, self.state)
+        wire.apply(self.b, B, wanted, self.state)
 
     def rules(self, table: str = wire.TABLE) -> list[str]:
         text = run(inside(self.b, [tool("iptables-save"), "-t", table]))
@@ -105,7 +106,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         made = Pair(
             a=Path("/run/netns", names[0]), b=Path("/run/netns", names[1]), state=tmp_path / "wire.json", open=stack
         )
-        stack.callback(wire.clear, made.b, made.state)
+        stack.callback(wire.forget, made.state)
         yield made
 
 
@@ -311,11 +312,28 @@ def _settled(pair: Pair) -> tuple[int, int]:
 def test_a_namespace_that_is_gone_is_said_and_its_delayer_ends(pair: Pair) -> None:
     pair.apply(Wire(delay_ms=100))
     with pytest.raises(DevnetError, match="there is no network namespace /run/netns/cq-none"):
-        wire.apply(Path("/run/netns/cq-none"), Wire(delay_ms=1), pair.state)
+        wire.apply(Path("/run/netns/cq-none"), B, Wire(delay_ms=1), pair.state)
     running = pair.delayer()
-    wire.clear(None, pair.state)
+    wire.forget(pair.state)
     assert not pair.state.exists()
     assert wait(running, 0) is not None
+
+
+@needs_namespaces
+@pytest.mark.parametrize("whose", ["our own", "the other node's", "no namespace"])
+def test_only_the_namespace_that_has_the_address_is_touched(pair: Pair, tmp_path: Path, whose: str) -> None:
+    plain = tmp_path / "file"
+    plain.touch()
+    namespace = {"our own": Path("/proc/self/ns/net"), "the other node's": pair.a, "no namespace": plain}[whose]
+    here, there = pair.tcp()
+    with pytest.raises(DevnetError, match=f"{namespace} is not the network namespace of {B}") as raised:
+        wire.apply(namespace, B, Wire(dropped=(A, B), loss_percent=100.0), pair.state)
+    assert "\n" not in str(raised.value)
+    assert not pair.state.exists()
+    round_trip_s(here, there)
+    # The address of loopback is in every namespace; ours is refused all the same.
+    with pytest.raises(DevnetError, match="is not the network namespace of"):
+        wire.apply(Path("/proc/self/ns/net"), "127.0.0.1", HEALTHY, pair.state)
 
 
 def test_what_netem_is_told() -> None:

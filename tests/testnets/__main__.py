@@ -1,10 +1,12 @@
 """`python -m tests.testnets --backend netns`: the fault table. `make netns-test`, `make docker-test`.
 
 Brings a network up, lets the demo's clinicians write, goes through the faults of `rows`, stops the network, checks
-every store, takes everything down whatever happened, prints the table and writes it to build/testnets-<backend>.json.
+every store, takes everything down whatever happened, prints the table and writes it to build/testnets-<backend>.json,
+where nothing is left of an earlier run. A row that breaks down is in the table too, and the next one is run.
 
-Exits 0 where every promise holds; also, with one line that says why, where the machine cannot run such networks. 1
-where a promise does not hold or the run broke down, 2 for bad arguments, 130 and 143 when interrupted or terminated.
+Exits 0 where every promise holds; also, with one line that says why, where the machine is none for such networks:
+not Linux, not root, programs missing and no Debian. 1 where a promise does not hold, the run broke down, or packages
+could not be installed; 2 for bad arguments, 130 and 143 when interrupted or terminated.
 
 The network is as `carequorum devnet up` makes it, preset "machine", but for a smaller pool and a shorter wait for an
 answer, so that both bounds are met within a row. What a "process" network has no wires for is left out.
@@ -25,15 +27,15 @@ from carequorum.demo.histories import write_histories
 from carequorum.demo.plan import Folder, Plan
 from carequorum.demo.staging import stage
 from carequorum.devnet import Devnet, DevnetError, Settings, create
-from ledger.errors import Rejection
-from tests.testnets.chain import ChainError
+from carequorum.devnet.wire import mechanism
 from tests.testnets.engine import engine, image_bytes
 from tests.testnets.figures import Finding, Report, Row, attributed, broken, table, write
+from tests.testnets.hardening import hardening
 from tests.testnets.load import writing
 from tests.testnets.rows import FAULTS
 from tests.testnets.stranded import POOL_TRANSACTIONS
 from tests.testnets.tools import unavailable
-from tests.testnets.trial import Fault, Trial, TrialError, check_stores, enrol_probers, has_wires
+from tests.testnets.trial import Fault, Trial, check_stores, enrol_probers, has_wires, why
 
 BACKENDS = ("netns", "docker", "process")
 # Where the backend lets them be chosen.
@@ -48,29 +50,36 @@ LOG_LINES = 5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    reason = unavailable(options.backend)
+    name = f"{options.backend}-test"
+    out = options.out or Path(f"build/testnets-{options.backend}.json")
+    try:
+        reason = unavailable(options.backend)
+    except DevnetError as error:
+        out.unlink(missing_ok=True)
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     if reason is not None:
-        print(f"{options.backend}-test: skipped: {reason}")
+        print(f"{name}: skipped: {reason}")
         return 0
+    # Whoever looks there finds this run's figures, or none.
+    out.unlink(missing_ok=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))
     directory = options.keep or Path(tempfile.mkdtemp(prefix="carequorum-testnets-"))
-    run = Run(options.backend, options.rows)
+    run, broke_down = Run(options.backend, options.rows), ""
     try:
         run.through(directory / "net")
-    except (TrialError, ChainError, DevnetError, Rejection, ValueError, OSError) as error:
-        print(*run.shown(), sep="\n")
-        print(f"{options.backend}-test: {' '.join(str(error).split())} (see {directory})", file=sys.stderr)
-        return 1
+    except Exception as error:  # noqa: BLE001 - whatever it is, the table says how far the run came
+        broke_down = why(error)
     except KeyboardInterrupt:
-        print(f"{options.backend}-test: interrupted (see {directory})", file=sys.stderr)
+        print(f"{name}: interrupted (see {directory})", file=sys.stderr)
         return 130
-    report = run.report()
-    write(report, options.out or Path(f"build/testnets-{options.backend}.json"))
+    report = run.report(broke_down)
+    write(report, out)
     print("", *table(report), sep="\n")
     failures = broken(report)
     for promise in failures:
-        print(f"{options.backend}-test: it does not hold that {promise} (see {directory})", file=sys.stderr)
+        print(f"{name}: it does not hold that {promise} (see {directory})", file=sys.stderr)
     if not failures and options.keep is None:
         shutil.rmtree(directory)
     return 1 if failures else 0
@@ -104,11 +113,15 @@ class Run:
         self._began = time.monotonic()
         self._steps_s: dict[str, float] = {}
         self._rows: list[Row] = []
+        self._unmeasured = {fault.name: "the run did not get there" for fault in self._faults}
         self._findings: list[Finding] = []
         self._checked = 0
         self._stopped: dict[str, int | None] = {}
-        self._transactions = 0
+        self._height = self._transactions = 0
         self._network: Devnet | None = None
+        self._unconfined: list[str] = []
+        self._mechanism: str | None = None
+        self._image_bytes: int | None = None
 
     def through(self, directory: Path) -> None:
         """Everything, and nothing is left running. Raises what the parts raise."""
@@ -116,11 +129,18 @@ class Run:
             if self._backend == "docker":
                 with self._step("engine"):
                     ending.enter_context(engine())
-                    print(f"image of {image_bytes() / 1e6:.0f} MB", flush=True)
+                    self._image_bytes = image_bytes()
+                    print(f"image of {self._image_bytes / 1e6:.0f} MB", flush=True)
+            if has_wires(self._backend):
+                self._mechanism = mechanism()
+                print(f"delays and losses are made by {self._mechanism}", flush=True)
             with self._step("network"):
                 network = self._network = _made(directory, self._backend)
                 ending.enter_context(_taken_down(network))
                 network.start(network.nodes)
+            if self._backend == "docker":
+                with self._step("confinement"):
+                    self._unconfined = hardening(network)
             with self._step("people"):
                 folder = Folder(directory / "demo")
                 folder.make()
@@ -132,31 +152,32 @@ class Run:
                 ended = network.stop(network.nodes)
                 self._stopped = {node: None if how is None else how.code for node, how in ended.items()}
             with self._step("check"):
-                self._findings = check_stores(network)
-                self._checked = len(network.nodes)
+                checked = check_stores(network)
+                self._findings, self._checked = checked.findings, checked.reaching(self._height)
 
-    def report(self) -> Report:
-        assert self._network is not None, "a run that went through had a network"
+    def report(self, broke_down: str) -> Report:
+        """What was found. `broke_down` says why the run did not go through, empty if it did."""
         rows, findings = attributed(self._rows, self._findings)
-        roles = [node.role for node in self._network.nodes]
+        roles = [node.role for node in self._network.nodes] if self._network is not None else []
         return Report(
             backend=self._backend,
             voters=roles.count("voter"),
             learners=roles.count("learner"),
             rows_expected=[fault.name for fault in self._faults],
             rows=rows,
+            unmeasured=self._unmeasured,
             findings=findings,
             stores=len(roles),
             stores_checked=self._checked,
+            unconfined=self._unconfined,
+            mechanism=self._mechanism,
+            image_bytes=self._image_bytes,
+            broke_down=broke_down,
             stopped=self._stopped,
             transactions=self._transactions,
             steps_s=self._steps_s,
             seconds=round(time.monotonic() - self._began, 1),
         )
-
-    def shown(self) -> list[str]:
-        """What a run that broke down can show."""
-        return table(self.report()) if self._network is not None else []
 
     async def _break(self, network: Devnet, folder: Folder, plan: Plan) -> None:
         wallets = await enrol_probers(network, folder.wallets)
@@ -164,10 +185,16 @@ class Run:
             trial = Trial(network, load, wallets)
             self._rows = trial.rows
             await trial.begin()
-            for fault in self._faults:
-                self._say(fault.name)
-                await trial.run(fault)
-            self._transactions = len(trial.chain.places)
+            try:
+                for fault in self._faults:
+                    self._say(fault.name)
+                    mended = await trial.run(fault)
+                    del self._unmeasured[fault.name]
+                    if not mended:
+                        break
+            finally:
+                self._unmeasured |= trial.unmeasured
+                self._height, self._transactions = trial.chain.height, len(trial.chain.places)
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -198,8 +225,10 @@ def _taken_down(network: Devnet) -> Iterator[None]:
         raise
     finally:
         with _undisturbed():
-            network.kill(network.nodes)
-            network.down(volumes=network.backend_name == "docker")
+            try:
+                network.kill(network.nodes)
+            finally:
+                network.down(volumes=network.backend_name == "docker")
 
 
 @contextmanager

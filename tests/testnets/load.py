@@ -6,6 +6,7 @@ they are committed or expired. So nothing hides that a node is cut off, and the 
 
 import asyncio
 import itertools
+import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -15,9 +16,11 @@ from dataclasses import dataclass, field
 from carequorum import fhir
 from carequorum.client import Client
 from carequorum.demo.plan import Plan
-from carequorum.submission import Committed, OutcomeUnknown, TransactionExpired
+from carequorum.sealing import Label, seal_record
+from carequorum.submission import Committed, OutcomeUnknown, TransactionExpired, TransactionFailed
 from carequorum.transport import Settings
 from carequorum.wallet import Wallet
+from ledger.contracts.records import Add
 from ledger.errors import Rejection
 from ledger.genesis import Genesis
 
@@ -41,12 +44,16 @@ class Answer:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of the submissions since it was made. `unknown`: ids of those whose end nobody could tell."""
+    """What came of the submissions since it was made. `expired`, `unknown` (nobody could tell their end) and
+    `refused` are ids of transactions, `refusals` and `failures` are counted by code.
+    """
 
     answers: list[Answer] = field(default_factory=list)
-    expired: int = 0
+    expired: list[bytes] = field(default_factory=list)
     unknown: list[bytes] = field(default_factory=list)
-    refused: Counter[str] = field(default_factory=Counter)
+    refused: list[bytes] = field(default_factory=list)
+    refusals: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,22 +132,25 @@ class Load:
 
     async def _write(self, client: Client, resource: Resource) -> None:
         tally = self.tally
+        # As Client.add_record, but for the id: it is known whatever comes of it.
+        record, wallet = secrets.token_bytes(32), client.wallet
+        label = Label(author=wallet.account, chain=client.chain, record=record, subject=resource.subject, version=1)
+        body = seal_record(resource.content, fhir.CONTENT_TYPE, label, [wallet.public_key, resource.reader])
+        action = Add(body=0, record=record, subject=resource.subject)
+        signed = client.sign([action], [body], valid_ms=VALID_MS)
         try:
-            added = await client.add_record(
-                resource.content,
-                fhir.CONTENT_TYPE,
-                subject=resource.subject,
-                readers=[resource.reader],
-                valid_ms=VALID_MS,
-            )
+            committed = await client.submit_signed(signed.data, [body])
         except TransactionExpired:
-            tally.expired += 1
-        except OutcomeUnknown as error:
-            tally.unknown.append(error.id)
+            tally.expired.append(signed.id)
+        except OutcomeUnknown:
+            tally.unknown.append(signed.id)
+        except TransactionFailed as error:
+            tally.failures[error.code] += 1
         except Rejection as error:
-            tally.refused[error.code] += 1
+            tally.refusals[error.code] += 1
+            tally.refused.append(signed.id)
         else:
-            answer = Answer(time.monotonic(), added.committed, added.record)
+            answer = Answer(time.monotonic(), committed, record)
             self.answers.append(answer)
             tally.answers.append(answer)
             self._came.set()

@@ -35,13 +35,19 @@ STRANDED = Stranded(
     unconfirmed=(503, "not_confirmed"),
     read=6,
     proven=6,
-    committed=13,
-    expired=1,
-    left=0,
+    committed=14,
 )
 ROW = Row(
     name="leader cut off",
-    limits=Limits(gap_s=3.0, terms=20, windows_share=0.8, recovery_s=15.0, offline_transactions=2_000, stranded=1),
+    limits=Limits(
+        gap_s=3.0,
+        terms=20,
+        windows_share=0.8,
+        recovery_s=15.0,
+        offline_transactions=2_000,
+        stranded=1,
+        shown={"wires": (0, 0), "terms": (1, None), "late": (None, 30.0)},
+    ),
     seconds=40.0,
     gap_s=2.9,
     terms=20,
@@ -49,6 +55,8 @@ ROW = Row(
     lost=0,
     expired=1,
     refused={"pool_full": 2},
+    failed={},
+    undead=0,
     unresolved=0,
     twice=0,
     falls=0,
@@ -60,7 +68,7 @@ ROW = Row(
     windows_share=0.8,
     recovery_s=3.0,
     offline_transactions=2_000,
-    checked_down=5,
+    shown={"wires": 0, "terms": 1, "late": 30.0},
     stranded=[STRANDED],
 )
 REPORT = Report(
@@ -69,6 +77,7 @@ REPORT = Report(
     learners=1,
     rows_expected=["leader cut off"],
     rows=[ROW],
+    unmeasured={},
     findings=[],
     stores=5,
     stores_checked=5,
@@ -154,6 +163,14 @@ def test_findings_belong_to_the_row_in_which_their_height_came_to_be() -> None:
 # Promises.
 
 DOCTORED_ROWS: list[tuple[str, Row]] = [
+    ("it went through to its end", row(broke_down="TrialError: no leader came")),
+    ("the fault was felt", row(shown={"wires": 1, "terms": 1, "late": 30.0})),
+    ("the fault was felt", row(shown={"wires": -1, "terms": 1, "late": 30.0})),
+    ("the fault was felt", row(shown={"wires": 0, "terms": 0, "late": 30.0})),
+    ("the fault was felt", row(shown={"wires": 0, "terms": 1, "late": 30.1})),
+    ("the fault was felt", row(shown={"wires": 0, "terms": 1})),
+    ("the fault was felt", row(shown={})),
+    ("the fault was felt", row(limits=msgspec.structs.replace(ROW.limits, shown={}))),
     ("commits go on within the bound", row(gap_s=3.01)),
     ("terms are bounded", row(terms=21)),
     ("enough windows have commits", row(windows_share=0.79)),
@@ -165,6 +182,9 @@ DOCTORED_ROWS: list[tuple[str, Row]] = [
     ("nothing acknowledged is lost", row(lost=1)),
     ("nothing is committed twice", row(twice=1)),
     ("no submission is left unresolved", row(unresolved=1)),
+    ("no submission is refused but for now", row(refused={"pool_full": 1, "unregistered": 1})),
+    ("no transaction fails", row(failed={"unregistered": 1})),
+    ("what was refused or expired is in no block", row(undead=1)),
     ("block times rise", row(falls=1)),
     ("heads are equal after healing", row(heads_equal=False)),
     ("receipts of every node verify", row(unproven=1)),
@@ -175,7 +195,7 @@ DOCTORED_ROWS: list[tuple[str, Row]] = [
     ("without a majority, what was accepted is answered 202 pending by its deadline", stranded(asked=5)),
     (
         "without a majority, what was accepted is answered 202 pending by its deadline",
-        stranded(asked=0, pending=0, committed=9),
+        stranded(asked=0, pending=0, committed=10),
     ),
     (
         "without a majority, what was accepted is answered 202 pending by its deadline",
@@ -186,12 +206,16 @@ DOCTORED_ROWS: list[tuple[str, Row]] = [
     ("without a majority, a linearizable read is answered 503 not_confirmed", stranded(unconfirmed=(200, ""))),
     ("without a majority, committed facts are read and proven", stranded(proven=5)),
     ("without a majority, committed facts are read and proven", stranded(read=0, proven=0)),
-    ("what was accepted without a majority is committed once or expires", stranded(left=1, committed=12)),
-    ("what was accepted without a majority is committed once or expires", stranded(committed=12)),
+    # All that was taken was dropped, but for what was answered 202; one of all; one that nobody handed over.
+    ("what was accepted without a majority is committed after healing", stranded(committed=4)),
+    ("what was accepted without a majority is committed after healing", stranded(committed=13)),
+    ("what was accepted without a majority is committed after healing", stranded(committed=15)),
 ]
 DOCTORED: list[tuple[str, Report]] = [
-    ("every row was run", report(rows_expected=["leader cut off", "another"])),
-    ("every row was run", report(rows_expected=[], rows=[])),
+    ("the run went through to its end", report(broke_down="no engine answers")),
+    ("every row was measured", report(rows_expected=["leader cut off", "another"])),
+    ("every row was measured", report(rows_expected=[], rows=[])),
+    ("containers are confined as they shall be", report(unconfined=["a: it runs as root"])),
     ("every store was checked", report(stores_checked=4)),
     ("no store has a finding of no row", report(findings=["a: of a file"])),
     ("every daemon stopped with 0", report(stopped={**REPORT.stopped, "a": 1})),
@@ -220,7 +244,14 @@ def test_every_promise_was_broken_here() -> None:
 
 
 def test_a_row_without_a_bound_promises_none() -> None:
-    free = row(limits=Limits(), gap_s=99.0, terms=99, windows_share=None, recovery_s=None, offline_transactions=None)
+    free = row(
+        limits=Limits(shown={"wires": (0, 0)}),
+        gap_s=99.0,
+        terms=99,
+        windows_share=None,
+        recovery_s=None,
+        offline_transactions=None,
+    )
     assert broken(report(rows=[free])) == []
 
 
@@ -229,9 +260,23 @@ def test_a_row_without_a_bound_promises_none() -> None:
 
 def test_the_table_shows_every_row_and_what_is_wrong_with_it() -> None:
     bad = row(name="bad", heads_equal=False, findings=["a: bad"], lost=7, unresolved=3, note="of note")
-    shown = "\n".join(table(report(rows=[ROW, bad], findings=["b: of a file"])))
+    broken_down = row(name="half", broke_down="TrialError: no leader came")
+    unmeasured = {"last": "the run did not get there"}
+    doctored = report(
+        rows=[ROW, bad, broken_down],
+        unmeasured=unmeasured,
+        findings=["b: of a file"],
+        mechanism="netem",
+        image_bytes=2_000_000,
+    )
+    shown = "\n".join(table(doctored))
     for said in ("leader cut off", "2.90", "equal", "clean", "DIFFERENT", "NOT CLEAN", "of note", "3 unresolved"):
         assert said in shown
+    assert "BROKE DOWN: TrialError: no leader came" in shown
+    assert "NOT MEASURED: the run did not get there" in shown
+    assert "wires 0; terms 1 (at least 1); late 30 (at most 30)" in shown
+    assert "made by netem" in shown
+    assert "the image has 2 MB" in shown
     assert "2 refused pool_full" in shown
     assert "503 pool_full" in shown
     assert "finding of no row: b: of a file" in shown

@@ -3,7 +3,7 @@
 import pytest
 
 from carequorum.devnet import DevnetNode
-from tests.testnets.rows import FAULTS, able_to_lead, ring_cuts, ring_of
+from tests.testnets.rows import FAULTS, able_to_lead, between, ring_cuts, ring_of, seen_voters
 
 
 def nodes(voters: int, learners: int) -> tuple[list[DevnetNode], list[DevnetNode]]:
@@ -20,6 +20,29 @@ def test_every_row_of_the_table_is_there_once() -> None:
     free = {fault.name for fault in FAULTS if fault.limits.gap_s is None}
     assert free == {"all killed at once", "no majority", "10 % loss everywhere"}
     assert {fault.limits.gap_s for fault in FAULTS} == {None, 3.0}
+    # None can pass though nothing was broken.
+    assert all(fault.limits.shown for fault in FAULTS)
+
+
+def test_parts_are_cut_from_each_other_both_ways_and_not_in_themselves() -> None:
+    (a, b, c), (learner,) = nodes(3, 1)
+    assert between([[a, b], [c, learner]]) == {
+        ("v0", "v2"),
+        ("v0", "l0"),
+        ("v1", "v2"),
+        ("v1", "l0"),
+        ("v2", "v0"),
+        ("l0", "v0"),
+        ("v2", "v1"),
+        ("l0", "v1"),
+    }
+
+
+def test_a_voter_is_seen_by_who_is_cut_from_it_in_neither_direction() -> None:
+    voting, learning = nodes(4, 1)
+    order = [*voting, *learning]
+    assert seen_voters(order, set(), voting[0]) == 4
+    assert seen_voters(order, {("v0", "v1"), ("v2", "v0"), ("v1", "v2"), ("v0", "l0")}, voting[0]) == 2
 
 
 @pytest.mark.parametrize(("voters", "learners"), [(4, 1), (6, 1), (5, 0)])
